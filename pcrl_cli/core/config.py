@@ -1,0 +1,184 @@
+"""Settings: pydantic models, recipes, and the order in which sources override each other.
+
+    defaults < recipe < --config FILE < PCRL_* variables < --set a.b=c < flags
+
+A recipe is data (`recipes/*.yaml`), never a branch in the code: each of its rows is one option that can be set alone.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pcrl_cli.core.errors import ConfigError, UsageError
+
+RECIPES = ("paper", "released")
+RESERVED = ("PCRL_WORKSPACE", "PCRL_DATA", "PCRL_COMMIT")  # variables that are not settings
+
+
+class Settings(BaseModel):
+    """Base of every settings model: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Layer = tuple[str, dict[str, Any]]
+"""Where values come from (for messages and `config`), and the nested values."""
+
+
+def recipe(name: str, *path: str) -> dict[str, Any]:
+    """The values that a recipe holds at a path, such as ("pretrain", "pcrlv2", "3d"); empty where it holds none."""
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    tree: Any = yaml.safe_load(resources.files("pcrl_cli").joinpath("recipes", f"{name}.yaml").read_text("utf-8"))
+    for key in path:
+        tree = (tree or {}).get(key, {})
+    return dict(tree or {})
+
+
+def file_layer(path: Path) -> Layer:
+    """The values of a `--config` file."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; --config takes a YAML file such as a run's config.yaml") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read as YAML ({first}); mend it or leave --config out") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings; expected lines such as 'train: {{lr: 0.001}}'")
+    return str(path), values
+
+
+def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
+    """`PCRL_TRAIN__LR=0.01` is train.lr = 0.01: the prefix, then keys in any case, two underscores for a dot."""
+    values: dict[str, Any] = {}
+    for name, text in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith("PCRL_") and name not in RESERVED:
+            put(values, name.removeprefix("PCRL_").lower().replace("__", "."), _value(text))
+    return "environment", values
+
+
+def set_layer(pairs: Iterable[str]) -> Layer:
+    """`--set a.b=c`, c read as YAML: numbers, booleans, lists and text."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair!r} is not KEY=VALUE; write for example --set train.lr=0.001")
+        put(values, key.strip(), _value(text))
+    return "--set", values
+
+
+def _value(text: str) -> Any:
+    """A YAML scalar, and `1e-3` too, which YAML 1.1 takes for text."""
+    value = yaml.safe_load(text) if text else ""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """tree["a"]["b"] = value for "a.b"."""
+    path, _, last = dotted.rpartition(".")
+    (_group(tree, path) if path else tree)[last] = value
+
+
+def _group(tree: dict[str, Any], dotted: str) -> dict[str, Any]:
+    """The nested group of that name, made where it is missing."""
+    for key in dotted.split("."):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{dotted}: {key} is a value, not a group of settings")
+    return tree
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) for every leaf of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Later layers win, leaf by leaf; also says for every leaf which layer it came from."""
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, tree in layers:
+        for key, value in leaves(tree):
+            if isinstance(value, Mapping):  # an empty group names itself and overrides nothing
+                _group(values, key)
+            else:
+                put(values, key, value)
+                origin[key] = name
+    return values, origin
+
+
+def build(model: type[Model], layers: Iterable[Layer]) -> tuple[Model, dict[str, str]]:
+    """A validated model from layers, and each value's origin.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value that does not fit, and where it came from.
+    """
+    values, origin = merge(layers)
+    for key in origin:
+        _check_known(model, key, origin[key])
+    return validate(model, values, origin), origin
+
+
+def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> Model:
+    """The model, with pydantic's complaint turned into one sentence."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        source = (origin or {}).get(key)
+        where = f" (from {source})" if source else ""
+        what = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
+        raise ConfigError(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
+
+
+def _check_known(model: type[BaseModel], dotted: str, origin: str) -> None:
+    part: Any = model
+    for i, key in enumerate(dotted.split(".")):
+        if not (isinstance(part, type) and issubclass(part, BaseModel)):
+            return  # inside a free-form value; pydantic judges it
+        if key not in part.model_fields:
+            prefix = ".".join(dotted.split(".")[:i])
+            known = [f"{prefix}.{name}" if prefix else name for name in part.model_fields]
+            near = difflib.get_close_matches(dotted, [*known, *all_keys(model)], n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
+            raise ConfigError(f"unknown setting {dotted} (from {origin}); {hint}")
+        part = part.model_fields[key].annotation
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a settings model."""
+    keys = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += all_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def dump_yaml(model: BaseModel) -> str:
+    """The settings as `--config` reads them back."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

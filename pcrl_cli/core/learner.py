@@ -1,0 +1,85 @@
+"""The one protocol that the engine trains: a self-supervised method and a downstream task are both Learners."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pcrl_cli.core.rng import Rng
+
+Batch = dict[str, Tensor]
+"""Cached arrays by name, first axis = samples, on the device; integers as they were stored."""
+
+Views = dict[str, Any]
+"""What `views` made of a batch: tensors with samples first, and host values that the whole batch shares."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `fraction` in [0, 1) is what a method may depend on; it replaces epoch numbers."""
+
+    step: int
+    steps: int
+
+    @property
+    def fraction(self) -> float:
+        return self.step / self.steps
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Features whose collapse is watched for.
+
+    before: (n, C) before any batch normalisation of the features, which would hide that they shrink to a point.
+    after: (n, C) as the loss sees them.
+    """
+
+    before: Tensor
+    after: Tensor
+
+
+class Learner(nn.Module):
+    """A network together with its views and losses.
+
+    Everything that must survive a resume is a parameter or a buffer. All randomness is in `views`; `losses` is a
+    deterministic function of its arguments and of the parameters.
+    """
+
+    encoder: nn.Module
+    """The part that is exported, probed and transferred."""
+
+    def views(self, batch: Batch, rng: Rng) -> Views:
+        """Draws and applies the augmentations; runs without gradients on the batch's device."""
+        raise NotImplementedError
+
+    def losses(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
+        """Named scalar terms; the player minimises their sum."""
+        raise NotImplementedError
+
+    def forward(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
+        """`losses`, under the name that DistributedDataParallel hooks into."""
+        return self.losses(views, progress, player)
+
+    def players(self) -> dict[str, Iterable[Any]]:
+        """Parameters (or optimiser groups) by player. One by default; two make an adversarial game."""
+        return {"main": self.parameters()}
+
+    def after_step(self, progress: Progress) -> None:
+        """Momentum copies, queues: whatever follows an optimiser step."""
+
+    def diagnostics(self, views: Views) -> dict[str, Watched]:
+        """Features to watch for a collapse, by name."""
+        return {}
+
+    def pictures(self, views: Views) -> dict[str, Tensor]:
+        """Images for the report by name: (rows, columns, x, y) in any range."""
+        return {}
+
+
+class Task(Learner):
+    """A downstream Learner: it also predicts and scores."""
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Probabilities (b, outputs), no randomness."""
+        raise NotImplementedError
