@@ -1,0 +1,1 @@
+"""Functions of arrays: boxes and crops, resizing, splits, losses, metrics."""

@@ -1,0 +1,83 @@
+"""Training, validation and test patients: a function of the seed and the patients, and nothing else."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pcrl_cli.core.errors import ConfigError
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+class Split(BaseModel):
+    """Who is where. Patients found later are added; none ever moves.
+
+    order: the training patients in the order in which labels are given out: a larger ratio contains the smaller ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    order: tuple[str, ...]
+
+    def part(self, name: Part | Literal["all"]) -> tuple[str, ...]:
+        """The patients of one part, sorted; `all` joins the three."""
+        if name == "all":
+            return tuple(sorted(self.train + self.val + self.test))
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def first(self, ratio: float) -> tuple[str, ...]:
+        """The first ceil(ratio * n) training patients of the order.
+
+        Raises:
+            ConfigError: the ratio is not in (0, 1].
+        """
+        if not 0.0 < ratio <= 1.0:
+            raise ConfigError(f"the ratio of labelled patients must be over 0 and at most 1, not {ratio}: set --ratio")
+        return self.order[: math.ceil(round(ratio * len(self.order), 9))]  # 0.07 * 100 is 7, not 7.000000000000001
+
+
+def split(patients: Iterable[str], seed: int, existing: Split | None = None) -> Split:
+    """70 % train, 10 % val, 20 % test; from three patients on each part has at least one.
+
+    Patients are ordered by sha256("SEED:PATIENT"). With an `existing` split every patient of it stays where it is (also
+    one that is no longer there), and each new one goes to the part that lacks most.
+
+    Raises:
+        ConfigError: the existing split was made with another seed.
+    """
+    if existing is not None and existing.seed != seed:
+        raise ConfigError(
+            f"the patients are split with seed {existing.seed} already, not {seed}: "
+            f"use --seed {existing.seed}, or prepare into another folder"
+        )
+    parts: dict[Part, list[str]] = {name: list(existing.part(name)) if existing else [] for name in PARTS}
+    known = {patient for part in parts.values() for patient in part}
+    new = sorted(set(patients) - known, key=lambda patient: (_key(seed, patient), patient))
+    target = _sizes(len(known) + len(new))
+    order = list(existing.order) if existing else []
+    for patient in new:
+        part = max(PARTS, key=lambda name: target[name] - len(parts[name]))
+        parts[part].append(patient)
+        if part == "train":
+            order.append(patient)
+    train, val, test = (tuple(sorted(parts[name])) for name in PARTS)
+    return Split(seed=seed, train=train, val=val, test=test, order=tuple(order))
+
+
+def _sizes(n: int) -> dict[Part, int]:
+    """How many patients each part should have; of one or two patients the first trains and the second tests."""
+    test = max((2 * n + 5) // 10, 1) if n >= 2 else 0
+    val = max((n + 5) // 10, 1) if n >= 3 else 0
+    return {"train": n - val - test, "val": val, "test": test}
+
+
+def _key(seed: int, patient: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{patient}".encode()).digest()
