@@ -1,0 +1,1 @@
+"""Made patients in the data sets' raw layouts: for `pcrl demo` and for tests."""
