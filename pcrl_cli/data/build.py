@@ -1,0 +1,316 @@
+"""Cases + crop plans -> cache: parallel, resumable, one seed a case, spreadable over machines that share a folder.
+
+Each worker reads one scan, executes the plans and seals the shard itself; what comes back is a small record. So a case
+is either finished or untouched, whatever stops the process.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, field
+from glob import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+from pydantic import BaseModel
+from threadpoolctl import threadpool_limits
+
+from pcrl_cli.core.case import Case
+from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError
+from pcrl_cli.core.files import blame_machine, fingerprint, remove_leftovers
+from pcrl_cli.core.plan import CropPlan, Prepared
+from pcrl_cli.data.cache import (
+    SCHEMA,
+    Record,
+    bad_path,
+    gather_manifest,
+    read_record,
+    record_path,
+    shard_path,
+    write_bad,
+    write_shard,
+    write_split,
+)
+
+PEAK_BYTES = 3 << 30  # what a case may take at its peak, where the caller has no better estimate
+MEMORY_SHARE = 0.7  # of the free memory, for all workers together
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+
+Status = Literal["made", "skipped", "refused"]
+Read = Callable[[Case], Prepared]
+Outcomes = Generator[tuple[str, Status, str], None, None]
+Report = Callable[[int, int, str, Status], None]
+"""Called after each case: how many are done, of how many, which one, and what became of it."""
+
+
+@dataclass
+class BuildResult:
+    """What a build did; the manifest is of the whole folder, the rest of this process's share of the cases."""
+
+    folder: Path
+    manifest: Record
+    made: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case and all that a worker needs for it."""
+
+    case: Case
+    read: Read
+    plans: tuple[CropPlan, ...]
+    folder: Path
+    seed: int
+    facts: Record
+
+
+def build(
+    cases: Sequence[Case],
+    read: Read,
+    plans: Sequence[CropPlan],
+    out: Path,
+    header: Record,
+    *,
+    jobs: int | Literal["auto"] = "auto",
+    shard: tuple[int, int] | None = None,
+    seed: int = 0,
+    max_bad: float = 0.05,
+    progress: Report | None = None,
+    patients: Iterable[str] | None = None,
+    root: Path | None = None,
+    peak_bytes: int = PEAK_BYTES,
+) -> BuildResult:
+    """Executes the plans on every case and seals one shard each.
+
+    cases: those to prepare. read: a picklable function. header: JSON values for the manifest; `header["settings"]`
+    (what changes the voxels: spacing, window, ...) is part of the fingerprint, the rest is not. shard: (i, n), with
+    1 <= i <= n: every n-th case of the sorted list from the i-th on. patients: all of the data set, before any limit,
+    for the split; those of `cases` if None. root: what the sources' recorded paths are relative to. A case that was
+    finished or refused before, with the same settings and an unchanged source, is not tried again.
+
+    Raises:
+        ConfigError: shard is not 1 <= i <= n, or the folder was split with another seed.
+        DataError: more than max_bad of the cases were refused; everything good is sealed by then.
+        MachineError: disk, memory or permission; a worker died.
+    """
+    ordered = sorted(cases, key=lambda case: case.id)
+    patients = [case.patient for case in ordered] if patients is None else patients
+    mine = _share(ordered, shard)
+    with blame_machine(out):
+        (out / "shards").mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / "shards"):
+        remove_leftovers(folder)
+    write_split(out, patients, seed)
+    full_header = header | {"seed": seed, "plans": _described(plans), "fingerprint": settings_of(plans, header, seed)}
+    todo = [_job(case, read, plans, out, full_header, root) for case in mine]
+    result = BuildResult(out, {})
+    try:
+        with closing(_outcomes(todo, jobs, peak_bytes)) as outcomes:
+            for done, (case_id, status, reason) in enumerate(outcomes, start=1):
+                _note(result, case_id, status, reason)
+                if progress is not None:
+                    progress(done, len(todo), case_id, status)
+    finally:  # also after an interruption: what was sealed is in the manifest
+        result.manifest = gather_manifest(out, full_header)
+    _check_bad(result, len(todo), max_bad)
+    return result
+
+
+def _share(cases: list[Case], shard: tuple[int, int] | None) -> list[Case]:
+    i, n = shard or (1, 1)
+    if not 1 <= i <= n:
+        raise ConfigError(f"shard {i}/{n} does not exist: --shard I/N takes 1 <= I <= N")
+    assert len({case.id for case in cases}) == len(cases), "a reader gave two cases the same id"
+    return cases[i - 1 :: n]
+
+
+def settings_of(plans: Sequence[CropPlan], header: Record, seed: int) -> str:
+    """The fingerprint of all that decides a shard's bytes, but for the scan itself."""
+    return fingerprint([SCHEMA, seed, _described(plans), header.get("settings", {})])
+
+
+def auto_jobs(peak_bytes: int = PEAK_BYTES) -> int:
+    """Workers for `--jobs auto`: the cores this process may use, or what 70 % of the free memory holds."""
+    return max(1, min(_cores(), int(MEMORY_SHARE * _free_memory() / peak_bytes)))
+
+
+def case_rng(seed: int, case_id: str, group: str) -> np.random.Generator:
+    """The generator of one plan on one case, keyed by sha256("SEED:CASE:GROUP"); independent of every other plan."""
+    digest = hashlib.sha256(f"{seed}:{case_id}:{group}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def source_of(case: Case, root: Path | None) -> Record:
+    """What a case was made from: its files (path, size, time of change), its patient, and the rows of its tables.
+
+    A header's data file (`x.raw` beside `x.mhd`) counts too; of a folder all files count.
+    """
+    if case.path.is_dir():
+        files = [path for path in sorted(case.path.rglob("*")) if path.is_file()]
+    else:
+        files = sorted({case.path, *case.path.parent.glob(f"{escape(case.path.stem)}.*")} if case.path.exists() else [])
+    tables = [case.points.world.tolist(), case.points.label.tolist(), case.points.id] if case.points is not None else []
+    lesions = case.lesions.tolist() if case.lesions is not None else []
+    return {
+        "files": [_file_facts(path, root or case.path.parent) for path in files],
+        "tables": fingerprint([tables, lesions]),
+        "patient": case.patient,
+    }
+
+
+def _file_facts(path: Path, root: Path) -> Record:
+    found = path.stat()
+    name = path.relative_to(root) if path.is_relative_to(root) else path
+    return {"path": name.as_posix(), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def _job(case: Case, read: Read, plans: Sequence[CropPlan], out: Path, header: Record, root: Path | None) -> _Job:
+    facts = {"patient": case.patient, "settings": header["fingerprint"], "source": source_of(case, root)}
+    return _Job(case, read, tuple(plans), out, header["seed"], facts)
+
+
+def _described(plans: Sequence[CropPlan]) -> list[Any]:
+    """The plans as JSON: their group, kind and options."""
+    return [
+        {"group": plan.group, "kind": type(plan).__name__}
+        | (plan.model_dump(mode="json") if isinstance(plan, BaseModel) else {})
+        for plan in plans
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ one case
+
+
+def _remembered(job: _Job) -> tuple[Status, str] | None:
+    """What an earlier run made of the case, if it still holds."""
+    record = read_record(record_path(job.folder, job.case.id))
+    shard = shard_path(job.folder, job.case.id)
+    if _same(record, job) and shard.exists() and record is not None and shard.stat().st_size == record["bytes"]:
+        return "skipped", ""
+    record = read_record(bad_path(job.folder, job.case.id))
+    return ("refused", str(record["reason"])) if record is not None and _same(record, job) else None
+
+
+def _same(record: Record | None, job: _Job) -> bool:
+    return record is not None and all(record.get(key) == value for key, value in job.facts.items())
+
+
+def _make(job: _Job) -> tuple[str, Status, str]:
+    """Reads one scan, draws from it and seals the shard; a scan that cannot serve is recorded with its reason."""
+    case = job.case
+    try:
+        scan = job.read(case)
+        drawn = {plan.group: plan.draw(scan, case, case_rng(job.seed, case.id, plan.group)) for plan in job.plans}
+    except (DataError, IntegrityError) as error:
+        write_bad(job.folder, case.id, str(error), job.facts)
+        return case.id, "refused", str(error)
+    except MemoryError as error:
+        raise MachineError(f"not enough memory for the scan {case.id}: run again with fewer --jobs") from error
+    write_shard(job.folder, case.id, drawn, job.facts)
+    return case.id, "made", ""
+
+
+def _note(result: BuildResult, case_id: str, status: Status, reason: str) -> None:
+    if status == "refused":
+        result.bad[case_id] = reason
+    else:
+        (result.made if status == "made" else result.skipped).append(case_id)
+
+
+def _check_bad(result: BuildResult, tried: int, max_bad: float) -> None:
+    if len(result.bad) <= max_bad * tried:
+        return
+    first, reason = next(iter(sorted(result.bad.items())))
+    raise DataError(
+        f"{len(result.bad)} of {tried} scans could not be used, more than --max-bad {max_bad:g} allows "
+        f"(the first: {first}: {reason}): see {result.folder / 'bad_cases.jsonl'}; the good ones are prepared"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- many cases
+
+
+def _outcomes(todo: list[_Job], jobs: int | Literal["auto"], peak_bytes: int) -> Outcomes:
+    """Case, status and reason of each job as it ends; those that need no work first."""
+    work = []
+    for job in todo:
+        known = _remembered(job)
+        if known is None:
+            work.append(job)
+        else:
+            yield job.case.id, *known
+    n = min(auto_jobs(peak_bytes) if jobs == "auto" else jobs, len(work))
+    yield from _in_pool(work, n) if n > 1 else _here(work)
+
+
+def _here(work: list[_Job]) -> Outcomes:
+    with threadpool_limits(1):  # as in a worker: the same sums in the same order
+        for job in work:
+            yield _make(job)
+
+
+def _in_pool(work: list[_Job], jobs: int) -> Outcomes:
+    """At most two cases a worker are under way; after an interruption the running ones are finished and sealed."""
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    waiting, running = iter(work), set[Future[tuple[str, Status, str]]]()
+    try:
+        while True:
+            while len(running) < 2 * jobs and (job := next(waiting, None)) is not None:
+                running.add(pool.submit(_make, job))
+            if not running:
+                return
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a worker process died, most likely for want of memory: run again with fewer --jobs; "
+            "what was finished is kept"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread a worker; the parent alone answers Ctrl-C; no worker outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    threadpool_limits(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: free memory, or what its control group leaves."""
+    free, limit = int(psutil.virtual_memory().available), _from_cgroup()
+    return free if limit is None else min(free, limit)
+
+
+def _from_cgroup() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)

@@ -1,0 +1,371 @@
+"""A cache folder: sealed HDF5 shards, a sidecar record each, a manifest gathered from the records, a split.
+
+    manifest.json       what was prepared, how, and every case with the hash of its shard
+    split.json          training, validation and test patients
+    bad_cases.jsonl     scans that could not be used, one line each: {"case", "patient", "reason"}
+    shards/CASE.h5      the arrays of one case; sealed: equal settings and scans give equal bytes
+    shards/CASE.json    its record: hash, size, source, settings, counts, shapes
+    shards/CASE.bad.json   the record of a refused case
+
+A shard is whole or absent, and no two processes write one file but the gathered ones, which any of them may repeat.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+from jaxtyping import Int
+from pydantic import ValidationError
+
+from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.core.files import blame_machine, read_json, seal, sha256_file, temporary, write_atomic, write_json
+from pcrl_cli.core.plan import Drawn
+from pcrl_cli.pure.split import Part, Split, split
+
+SCHEMA = "pcrl.cache/1"
+IN_MEMORY = 2 << 30  # bytes of arrays above which a shard is built in a temporary file
+LIBVER = ("earliest", "v110")  # fixed, so that the bytes do not depend on the HDF5 library's newest format
+REPAIR = "run `pcrl prep` again with the same settings: only the damaged case is made again"
+
+Record = dict[str, Any]
+"""What a sidecar holds; JSON values only."""
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def write_shard(folder: Path, case: str, groups: Mapping[str, Drawn], facts: Record) -> Record:
+    """Seals the arrays of one case as `shards/CASE.h5` and then its record as `shards/CASE.json`.
+
+    facts: what the record holds besides (case, patient, settings, source).
+
+    Raises:
+        MachineError: the disk is full or the folder may not be written to.
+    """
+    size, digest = _write_h5(shard_path(folder, case), {name: drawn.arrays for name, drawn in groups.items()})
+    record = {
+        **facts,
+        "schema": SCHEMA,
+        "case": case,
+        "bytes": size,
+        "sha256": digest,
+        "counts": {name: dict(sorted(drawn.counts.items())) for name, drawn in groups.items()},
+        "arrays": {name: _shapes(drawn.arrays) for name, drawn in groups.items()},
+    }
+    write_json(record_path(folder, case), record)
+    bad_path(folder, case).unlink(missing_ok=True)
+    return record
+
+
+def write_bad(folder: Path, case: str, reason: str, facts: Record) -> Record:
+    """Records a refused case as `shards/CASE.bad.json`; what an earlier run made of it is removed first."""
+    record_path(folder, case).unlink(missing_ok=True)
+    shard_path(folder, case).unlink(missing_ok=True)
+    record = {**facts, "schema": SCHEMA, "case": case, "reason": reason}
+    write_json(bad_path(folder, case), record)
+    return record
+
+
+def shard_path(folder: Path, case: str) -> Path:
+    return folder / "shards" / f"{case}.h5"
+
+
+def record_path(folder: Path, case: str) -> Path:
+    return folder / "shards" / f"{case}.json"
+
+
+def bad_path(folder: Path, case: str) -> Path:
+    return folder / "shards" / f"{case}.bad.json"
+
+
+def write_split(folder: Path, patients: Iterable[str], seed: int) -> Split:
+    """Makes or extends `split.json`; patients that it holds already never move.
+
+    Raises:
+        ConfigError: it was made with another seed.
+        IntegrityError: the file is torn.
+    """
+    existing = read_split(folder) if (folder / "split.json").exists() else None
+    result = split(patients, seed, existing)
+    if result != existing:
+        write_json(folder / "split.json", {"schema": SCHEMA, **result.model_dump()})
+    return result
+
+
+def read_split(folder: Path) -> Split:
+    """The split of a cache.
+
+    Raises:
+        IntegrityError: it is missing, torn or of another form.
+    """
+    path = folder / "split.json"
+    value = read_json(path)
+    try:
+        return Split.model_validate({name: field for name, field in value.items() if name != "schema"})
+    except (AttributeError, ValidationError) as error:
+        raise IntegrityError(f"{path} is not a split of patients: delete it and run `pcrl prep` again") from error
+
+
+def gather_manifest(folder: Path, header: Record) -> Record:
+    """Writes `manifest.json` and `bad_cases.jsonl` from the records, and returns the manifest.
+
+    header: about the whole cache; `header["fingerprint"]` says which records belong to it; others are ignored.
+    Processes that share a folder may all call it: whoever comes last sees every record.
+    """
+    while True:
+        good, bad = _records(folder, header["fingerprint"])
+        manifest = {"schema": SCHEMA, **header, "cases": good, "bad_cases": len(bad), "totals": _totals(good)}
+        lines = [json.dumps({k: r[k] for k in ("case", "patient", "reason")}, ensure_ascii=False) + "\n" for r in bad]
+        write_atomic(folder / "bad_cases.jsonl", "".join(lines).encode())
+        write_json(folder / "manifest.json", manifest)
+        if _records(folder, header["fingerprint"]) == (good, bad):  # nobody sealed a case meanwhile
+            return manifest
+
+
+def _records(folder: Path, settings: str) -> tuple[list[Record], list[Record]]:
+    """The records of usable and of refused cases, sorted by case; torn ones count as absent."""
+    good: list[Record] = []
+    bad: list[Record] = []
+    for path in (folder / "shards").glob("*.json"):
+        record = read_record(path)
+        if record is not None and record.get("settings") == settings:
+            (bad if "reason" in record else good).append(record)
+    return sorted(good, key=lambda r: str(r["case"])), sorted(bad, key=lambda r: str(r["case"]))
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in a sidecar, or None where it is missing, torn or of another schema."""
+    try:
+        record = read_json(path)
+    except IntegrityError:
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def _totals(records: list[Record]) -> Record:
+    """Sums over cases: cases, patients, bytes, and the counts of every group."""
+    counts: dict[str, Counter[str]] = {}
+    for record in records:
+        for group, values in record["counts"].items():
+            counts.setdefault(group, Counter()).update(values)
+    patients = {record["patient"] for record in records}
+    sums = {group: dict(sorted(values.items())) for group, values in sorted(counts.items())}
+    return {"cases": len(records), "patients": len(patients), "bytes": sum(r["bytes"] for r in records), "counts": sums}
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> Record:
+    return {name: {"shape": list(array.shape), "dtype": array.dtype.str} for name, array in sorted(arrays.items())}
+
+
+def _write_h5(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[int, str]:
+    """Writes a sealed HDF5 file; returns its size and SHA-256."""
+    if sum(array.nbytes for arrays in groups.values() for array in arrays.values()) <= IN_MEMORY:
+        image = _image(groups)
+        write_atomic(path, image)
+        return len(image), hashlib.sha256(image).hexdigest()
+    draft = temporary(path)
+    with blame_machine(path):
+        try:
+            with h5py.File(draft, "w", libver=LIBVER, locking=False) as file:
+                _fill(file, groups)
+            size, digest = draft.stat().st_size, sha256_file(draft)
+            seal(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+    return size, digest
+
+
+def _image(groups: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+    """The bytes of an HDF5 file that never was on disk."""
+    with h5py.File("shard", "w", driver="core", backing_store=False, libver=LIBVER) as file:
+        _fill(file, groups)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _fill(file: h5py.File, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Raw arrays, one item a chunk, in the order of their names, without a clock."""
+    for group in sorted(groups):
+        for name, array in sorted(groups[group].items()):
+            chunks = (1, *array.shape[1:]) if array.ndim > 1 and array.size else None
+            file.create_dataset(f"{group}/{name}", data=array, chunks=chunks, track_times=False)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+class Items(NamedTuple):
+    """Arrays of several cases, joined along their first axis.
+
+    case: for each item the position of its case in case_ids.
+    """
+
+    arrays: dict[str, np.ndarray]
+    case: Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An opened cache. Holds records only; every read opens and closes its shard, so it may cross processes."""
+
+    path: Path
+    manifest: Record
+    split: Split
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that its shards hold: `pairs`, `candidates`, ..."""
+        return tuple(sorted({group for record in self.manifest["cases"] for group in record["arrays"]}))
+
+    @cached_property
+    def records(self) -> dict[str, Record]:
+        """The record of every usable case by its id."""
+        return {record["case"]: record for record in self.manifest["cases"]}
+
+    def patients(self, part: Part | Literal["all"] = "all") -> tuple[str, ...]:
+        """The patients of a part that have a usable case, sorted."""
+        present = {record["patient"] for record in self.manifest["cases"]}
+        return tuple(patient for patient in self.split.part(part) if patient in present)
+
+    def cases(self, part: Part | Literal["all"] = "all", patients: Iterable[str] | None = None) -> tuple[str, ...]:
+        """The ids of the usable cases of a part, sorted; of these patients only, if given."""
+        wanted = set(self.split.part(part))
+        if patients is not None:
+            wanted &= set(patients)
+        return tuple(record["case"] for record in self.manifest["cases"] if record["patient"] in wanted)
+
+    def sizes(self, group: str, array: str, case_ids: Sequence[str]) -> Int[np.ndarray, " cases"]:
+        """How many items each case has, from the records alone."""
+        return np.array([self._facts(group, array, case)["shape"][0] for case in case_ids], dtype=np.int64)
+
+    def nbytes(self, group: str, arrays: Sequence[str], case_ids: Sequence[str]) -> int:
+        """Bytes of arrays over some cases, from the records alone."""
+        facts = [self._facts(group, name, case) for name in arrays for case in case_ids]
+        return sum(math.prod(f["shape"]) * np.dtype(f["dtype"]).itemsize for f in facts)
+
+    def read(
+        self, group: str, arrays: Sequence[str], case_ids: Sequence[str], rows: Int[np.ndarray, " n"] | None = None
+    ) -> Items:
+        """Arrays of one group over some cases, joined in the order of case_ids.
+
+        arrays: names whose first axes are equal in each case.
+        rows: positions in the joined arrays to read, in this order; all if None.
+
+        Raises:
+            ConfigError: the cache has no such array.
+            IntegrityError: a shard is torn or is not what its record says.
+        """
+        counts = {name: self.sizes(group, name, case_ids) for name in arrays}
+        n = counts[arrays[0]]
+        assert all(np.array_equal(n, other) for other in counts.values()), f"{arrays} have different first axes"
+        case = np.repeat(np.arange(len(n)), n)
+        within = np.arange(len(case)) - np.repeat(np.cumsum(n) - n, n)
+        if rows is not None:
+            case, within = case[rows], within[rows]
+        out = {name: self._empty(group, name, case_ids, len(case)) for name in arrays}
+        for i in np.unique(case):
+            places = np.flatnonzero(case == i)
+            self._read_case(group, case_ids[i], within[places], {name: out[name] for name in arrays}, places)
+        return Items(out, case)
+
+    def verify(self, mode: Literal["full", "quick"] = "full", memory: Path | None = None) -> int:
+        """Checks the shards; returns how many were hashed.
+
+        quick: they are there and have the recorded size. full: their SHA-256 too, remembered in the JSON file `memory`
+        by path, size, time of change and inode, so that an unchanged file is hashed once.
+
+        Raises:
+            IntegrityError: a shard is missing, torn or changed.
+        """
+        known: dict[str, str] = read_json(memory) if memory and memory.exists() else {}
+        hashed = 0
+        for case, record in self.records.items():
+            path = shard_path(self.path, case)
+            key = self._identity(path, record)
+            if mode == "full" and known.get(key) != record["sha256"]:
+                hashed += 1
+                if sha256_file(path) != record["sha256"]:
+                    raise IntegrityError(f"{path} was changed or damaged (its hash differs): {REPAIR}")
+                known[key] = record["sha256"]
+        if memory and hashed:
+            write_json(memory, known)
+        return hashed
+
+    def _identity(self, path: Path, record: Record) -> str:
+        """What a file is recognised by; its size is checked on the way."""
+        try:
+            found = path.stat()
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{path} is missing: {REPAIR}") from error
+        if found.st_size != record["bytes"]:
+            raise IntegrityError(f"{path} is torn ({found.st_size} bytes instead of {record['bytes']}): {REPAIR}")
+        return f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ino}"
+
+    def _facts(self, group: str, array: str, case: str) -> Record:
+        """Shape and dtype of an array, as recorded."""
+        found: Record | None = self.records[case]["arrays"].get(group, {}).get(array)
+        if found is None:
+            raise ConfigError(
+                f"the cache {self.path} has no {group}/{array} (its groups: {', '.join(self.groups)}): "
+                "prepare it again with the recipe that needs it"
+            )
+        return found
+
+    def _empty(self, group: str, array: str, case_ids: Sequence[str], n: int) -> np.ndarray:
+        """Room for n items of an array, in a type that holds those of every case."""
+        facts = [self._facts(group, array, case) for case in case_ids]
+        dtype = np.result_type(*(np.dtype(f["dtype"]) for f in facts))
+        return np.empty((n, *facts[0]["shape"][1:]), dtype)
+
+    def _read_case(
+        self,
+        group: str,
+        case: str,
+        rows: Int[np.ndarray, " k"],
+        out: dict[str, np.ndarray],
+        places: Int[np.ndarray, " k"],
+    ) -> None:
+        """Items `rows` of one shard into `places` of the arrays in `out`."""
+        path = shard_path(self.path, case)
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                for name, target in out.items():
+                    stored = file[group][name]
+                    if list(stored.shape) != self._facts(group, name, case)["shape"]:
+                        raise IntegrityError(f"{path} is not the file that its record describes: {REPAIR}")
+                    if np.array_equal(rows, np.arange(len(stored))):
+                        target[places] = stored[()]
+                        continue
+                    for place, row in zip(places, rows, strict=True):
+                        target[place] = stored[row]
+        except (OSError, KeyError) as error:
+            what = "missing" if not path.exists() else "torn or unreadable"
+            raise IntegrityError(f"{path} is {what}: {REPAIR}") from error
+
+
+def open_cache(path: Path) -> Cache:
+    """Opens a cache folder.
+
+    Raises:
+        ConfigError: there is no cache, it is of another schema, or it holds no usable case.
+        IntegrityError: its manifest or split is torn or missing.
+    """
+    if not (path / "manifest.json").exists():
+        raise ConfigError(
+            f"{path} is no cache (it has no manifest.json): make one with `pcrl prep`, or name another folder"
+        )
+    manifest = read_json(path / "manifest.json")
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise ConfigError(f"the cache {path} is of schema {schema}, and this version reads {SCHEMA}: prepare it again")
+    if not manifest["cases"]:
+        raise ConfigError(f"the cache {path} holds no usable case: see its bad_cases.jsonl, and prepare it again")
+    return Cache(path, manifest, read_split(path))
