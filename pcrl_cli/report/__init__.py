@@ -1,0 +1,1 @@
+"""From the numbers of runs to figures, tables and one HTML page."""
