@@ -1,0 +1,297 @@
+"""PCRLv2 (Zhou et al., TPAMI 2023): pixel restoration and siamese comparison at every scale of a non-skip U-Net.
+
+Symbols are the paper's. x1, x2: global views after the global (spatial) augmentation, the targets. g1, g2: the same
+after the local (pixel) augmentation, what the network sees (the paper's x1', x2'). l1..l6: local views. F_0: bottleneck,
+F_1..F_N: decoder maps, coarse to fine. f_i^R: restoration head, f_P: predictor of scale i. v_i = BN(GAP(F_i)).
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pcrl_cli.augment.chains import Ranges, global_views, local_views
+from pcrl_cli.core.config import Settings
+from pcrl_cli.core.contract import Architecture
+from pcrl_cli.core.learner import Batch, Learner, Progress, Views, Watched
+from pcrl_cli.core.rng import Rng, Stream
+from pcrl_cli.networks.blocks import gap
+from pcrl_cli.networks.heads import Comparison, Restoration, RestoreHead
+from pcrl_cli.networks.nsunet import NsUNet, Up
+from pcrl_cli.networks.unet3d import UNet3dEncoder
+from pcrl_cli.pure import losses
+from pcrl_cli.pure.crops import CropPairs
+
+Crop = Literal["sub", "multi", "none"]
+GROUP = "pairs"
+CROP_PLAN = CropPairs
+CROSSED_WIDTH = 256
+
+
+class Config(Settings):
+    """Every choice of the method; the defaults are recipe `paper` in 3D."""
+
+    crop: Crop = Field("sub", description="where local views come from: the globals' hull, the whole scan, nowhere")
+    width: int = Field(32, ge=1, description="base number of filters")
+    poolings: int = Field(5, ge=1, description="released code: 3")
+    up: Up = Field("nearest", description="released code: deconv")
+    decoder_widths: tuple[int, ...] | None = Field(None, description="of F_1..F_N; none mirrors the encoder")
+    decoder_skip: bool = Field(False, description="Table 1's ablation: an ordinary U-Net")
+    restore_head: RestoreHead = "paper"
+    restore_activation: Literal["sigmoid", "linear"] = Field("sigmoid", description="docs/stability.md")
+    restore_scales: tuple[int, ...] | None = Field(None, description="scales drawn from; none: 1..N; empty: no L^R")
+    compare_scales: tuple[int, ...] | None = Field(None, description="the same for L^C")
+    comparison: Literal["pairwise", "crossed"] = Field("pairwise", description="Table 2's ablation: crossed")
+    restored_views: Literal["both", "first"] = Field("both", description="Eq. 4: both; released code: first")
+    full_resolution: bool = Field(False, description="released code: one more MSE from F_N at every step")
+    scale_weight: Literal["constant", "cosine"] = Field("constant", description="of the scale's MSE; released: cosine")
+    local_scales: Literal["shared", "fresh"] = Field("shared", description="released: drawn again for every local term")
+    local_terms: Literal["sum", "mean"] = Field("sum", description="Eq. 10: sum; released code: mean")
+    stop_gradient: bool = Field(True, description="off only to see a collapse")
+    augment: Ranges = Ranges()
+
+    @model_validator(mode="after")
+    def _scales_exist(self) -> "Config":
+        for name in ("restore_scales", "compare_scales"):
+            scales = getattr(self, name)
+            if scales is not None and not all(0 <= i <= self.poolings for i in scales):
+                raise ValueError(f"{name} {list(scales)} must lie in 0..{self.poolings}, the scales of this depth")
+        if self.restore_scales == () and self.compare_scales == ():
+            raise ValueError("restore_scales and compare_scales are both empty: nothing would be learned")
+        if self.decoder_widths is not None and len(self.decoder_widths) != self.poolings:
+            raise ValueError(f"decoder_widths needs {self.poolings} numbers, one a scale")
+        return self
+
+    @property
+    def restore_at(self) -> tuple[int, ...]:
+        return tuple(range(1, self.poolings + 1)) if self.restore_scales is None else self.restore_scales
+
+    @property
+    def compare_at(self) -> tuple[int, ...]:
+        return tuple(range(1, self.poolings + 1)) if self.compare_scales is None else self.compare_scales
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The cached arrays that this method reads."""
+        return ("globals",) if self.crop == "none" else ("globals", f"locals_{self.crop}")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales that an iteration uses, host values. local[m][k]: of L^C(l_k, g_m)."""
+
+    restore: int | None
+    compare: int | None
+    local: tuple[tuple[int, ...], ...]
+
+    @property
+    def finest(self) -> int:
+        """Of the globals; nothing finer need be decoded."""
+        return max(s for s in (self.restore, self.compare, self.finest_local, 0) if s is not None)
+
+    @property
+    def finest_local(self) -> int:
+        return max((s for row in self.local for s in row), default=0)
+
+
+def draw_scales(config: Config, stream: Stream, locals_: int) -> Scales:
+    """One scale for all terms of the iteration (Eqs. 4, 9), uniformly; equal lists give equal scales."""
+    u = stream.uniform().item()
+
+    def pick(scales: tuple[int, ...], u: float) -> int | None:
+        return scales[int(u * len(scales))] if scales else None
+
+    compare = pick(config.compare_at, u)
+    if compare is None or locals_ == 0:
+        local: tuple[tuple[int, ...], ...] = ()
+    elif config.local_scales == "shared":
+        local = ((compare,) * locals_,) * 2
+    else:  # released code: drawn afresh for each of the 12 terms
+        fresh = stream.integers(len(config.compare_at), 2, locals_)[0].tolist()
+        local = tuple(tuple(config.compare_at[j] for j in row) for row in fresh)
+    return Scales(pick(config.restore_at, u), compare, local)
+
+
+class PCRLv2(Learner):
+    """nsUNet with a restoration and a comparison head at every scale that the losses may draw.
+
+    Batch: `globals` (b, 2, c, x, y, z) and `locals_sub` or `locals_multi` (b, k, c, x, y, z), integers as stored.
+
+    Args:
+        config: the method's choices.
+        channels: of the images.
+        to_unit: (scale, offset) that bring stored values to [0, 1].
+    """
+
+    def __init__(self, config: Config, channels: int, to_unit: tuple[float, float]) -> None:
+        super().__init__()
+        self.config, self.to_unit = config, to_unit
+        encoder = UNet3dEncoder(channels, config.width, config.poolings)
+        self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip)
+        sigmoid = config.restore_activation == "sigmoid"
+        self.restore = nn.ModuleDict(
+            {str(i): Restoration(3, self.net.widths[i], channels, config.restore_head, sigmoid) for i in config.restore_at}
+        )
+        crossed = CROSSED_WIDTH if config.comparison == "crossed" else None
+        self.compare = nn.ModuleDict({str(i): Comparison(self.net.widths[i], crossed) for i in config.compare_at})
+        self.full = None
+        if config.full_resolution:
+            self.full = nn.Sequential(nn.Conv3d(self.net.widths[-1], channels, 1), nn.Sigmoid())
+
+    @property
+    def encoder(self) -> UNet3dEncoder:  # type: ignore[override]
+        return self.net.encoder  # type: ignore[return-value]
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(dim=3, encoder="unet3d", width=self.config.width, poolings=self.config.poolings)
+
+    # ---- views (section 3.4, Fig. 5) -----------------------------------------------------------------------------
+
+    def views(self, batch: Batch, rng: Rng) -> Views:
+        """x (b, 2, c, ...) targets in [0, 1]; g the same corrupted and z-normalised; l (b, k, c, ...); the scales."""
+        globals_ = self._unit(batch["globals"])
+        b, n = globals_.shape[:2]
+        x, g = global_views(globals_.flatten(0, 1), rng.sample.fork("global").each(n), self.config.augment)
+        views: Views = {"x": x.unflatten(0, (b, n)), "g": g.unflatten(0, (b, n))}
+        k = 0
+        if self.config.crop != "none":
+            locals_ = self._unit(batch[f"locals_{self.config.crop}"])
+            k = locals_.shape[1]
+            l = local_views(locals_.flatten(0, 1), rng.sample.fork("local").each(k), self.config.augment)  # noqa: E741
+            views["l"] = l.unflatten(0, (b, k))
+        views["scales"] = draw_scales(self.config, rng.step, k)
+        return views
+
+    def _unit(self, stored: Tensor) -> Tensor:
+        scale, offset = self.to_unit
+        return stored.float() * scale + offset
+
+    # ---- losses --------------------------------------------------------------------------------------------------
+
+    def losses(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
+        """L = L^R(g1, g2) + L^C(g1, g2) + sum over m in {1, 2}, k of L^C(l_k, g_m)                      (Eq. 10)
+
+        Terms: `restore`, `compare`, `local`, and `full` (recipe released).
+        """
+        x, g, scales = views["x"], views["g"], views["scales"]
+        everything = self.config.full_resolution or self.config.comparison == "crossed"
+        until = self.net.scales if everything else scales.finest
+        # g1, g2 and all locals pass by themselves: each has its own batch-norm statistics
+        f1, f2 = self.net(g[:, 0], until), self.net(g[:, 1], until)
+        terms = {}
+        if scales.restore is not None:
+            terms["restore"] = self._restore(f1, f2, x, scales.restore, progress)
+        if self.full is not None:
+            terms["full"] = losses.mse(self.full(f1[-1]), x[:, 0])
+        if scales.compare is not None:
+            heads = self._heads(f1), self._heads(f2)
+            terms["compare"] = self._compare(*heads, scales.compare)
+            if scales.local:
+                terms["local"] = self._local(views["l"], heads, scales)
+        return terms
+
+    def _restore(self, f1: list[Tensor], f2: list[Tensor], x: Tensor, i: int, progress: Progress) -> Tensor:
+        """L^R(g1, g2) = MSE(f_i^R(F_i(g1)), x1) + MSE(f_i^R(F_i(g2)), x2)                               (Eq. 4)
+
+        Paper: both views, weight 1. Released code (`restored_views: first`, `scale_weight: cosine`): the first view,
+        weight 1/2 (1 + cos(pi t)), t the share of the run that is done (there: epoch / 240, the 240 fixed).
+        """
+        head, size = self.restore[str(i)], tuple(x.shape[3:])
+        loss = losses.mse(head(f1[i], size), x[:, 0])
+        if self.config.restored_views == "both":
+            loss = loss + losses.mse(head(f2[i], size), x[:, 1])
+        if self.config.scale_weight == "cosine":
+            loss = loss * (0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress.fraction)).item()))
+        return loss
+
+    def _heads(self, pyramid: list[Tensor]) -> "Heads":
+        return Heads(self.compare, pyramid)
+
+    def _compare(self, a: "Heads", b: "Heads", i: int) -> Tensor:
+        """L^C(a, b) at scale i (Eq. 9), or its mean over all pairs of scales (`comparison: crossed`, Table 2)."""
+        pairs = [(i, i)] if self.config.comparison == "pairwise" else list(product(self.config.compare_at, repeat=2))
+        terms = [losses.comparison(*a(s), *b(t), self.config.stop_gradient) for s, t in pairs]
+        return torch.stack(terms).mean()
+
+    def _local(self, l: Float[Tensor, "b k c *space"], heads: tuple["Heads", "Heads"], scales: Scales) -> Tensor:  # noqa: E741
+        """sum over m, k of L^C(l_k, g_m); released code (`local_terms: mean`): their mean."""
+        b, k = l.shape[:2]
+        until = self.net.scales if self.config.comparison == "crossed" else scales.finest_local
+        of_all = Heads(self.compare, self.net(l.flatten(0, 1), until))
+        terms = torch.stack(
+            [
+                self._compare(of_all.of_view(j, b, k), heads[m], scales.local[m][j])
+                for m in range(2)
+                for j in range(k)
+            ]
+        )
+        return terms.sum() if self.config.local_terms == "sum" else terms.mean()
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+
+    def diagnostics(self, views: Views) -> dict[str, Watched]:
+        """GAP(F_0) of both globals, and of every compared scale GAP(F_i) before and v_i after its batch norm."""
+        passes = [self.net(views["g"][:, m], max(self.config.compare_at, default=0)) for m in range(2)]
+
+        def both(f: Tensor, h: Tensor) -> Tensor:
+            return torch.cat([f, h])
+
+        pooled = both(gap(passes[0][0]), gap(passes[1][0]))
+        watched = {"encoder": Watched(pooled, pooled)}
+        for i in self.config.compare_at:
+            before = both(gap(passes[0][i]), gap(passes[1][i]))
+            after = both(*(self.compare[str(i)].bn(gap(p[i])) for p in passes))
+            watched[f"v{i}"] = Watched(before, after)
+        return watched
+
+    def pictures(self, views: Views) -> dict[str, Tensor]:
+        """Mid slices as the network saw them: a row a sample; columns x1, g1, x2, g2, restorations of g1; and locals."""
+        x, g = views["x"], views["g"]
+        middle = x.shape[-1] // 2
+        pyramid = self.net(g[:, 0])
+        size = tuple(x.shape[3:])
+        columns = {"x1": x[:, 0], "x1'": g[:, 0], "x2": x[:, 1], "x2'": g[:, 1]}
+        columns |= {f"restored from F{i}": self.restore[str(i)](pyramid[i], size) for i in self.config.restore_at}
+        shown = {name: image[:, 0, :, :, middle].unsqueeze(1) for name, image in columns.items()}
+        if "l" in views:
+            l = views["l"]  # noqa: E741
+            shown["local views"] = l[:, :, 0, :, :, l.shape[-1] // 2]
+        return shown
+
+
+class Heads:
+    """(v_i, f_P(v_i)) of one forward pass, computed once a scale on first use."""
+
+    def __init__(self, heads: nn.ModuleDict, pyramid: list[Tensor]) -> None:
+        self.heads, self.pyramid = heads, pyramid
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, i: int) -> tuple[Tensor, Tensor]:
+        if i not in self.known:
+            self.known[i] = self.heads[str(i)](self.pyramid[i])
+        return self.known[i]
+
+    def of_view(self, j: int, b: int, k: int) -> "OneView":
+        return OneView(self, j, b, k)
+
+
+@dataclass(frozen=True)
+class OneView:
+    """The j-th of k views that passed together, (b * k) rows sample-major."""
+
+    heads: Heads
+    j: int
+    b: int
+    k: int
+
+    def __call__(self, i: int) -> tuple[Tensor, Tensor]:
+        v, p = self.heads(i)
+        return v.unflatten(0, (self.b, self.k))[:, self.j], p.unflatten(0, (self.b, self.k))[:, self.j]
+
+
+LEARNER = PCRLv2

@@ -1,0 +1,53 @@
+"""The two self-supervised heads of a scale (Fig. 4); siblings share them, scales do not."""
+
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pcrl_cli.networks.blocks import AXES, ConvBnReLU, gap
+
+RestoreHead = Literal["paper", "released"]
+
+
+class Restoration(nn.Module):
+    """f_i^R(F_i) = Conv(Conv-BN-ReLU(F_i)), then linear up-sampling to the input's size                 (Eqs. 2, 3)
+
+    Convolutions have stride 1, as in Fig. 4; the text's stride 2 contradicts it.
+
+    Args:
+        dim: 2 or 3.
+        c: channels of F_i.
+        channels: of the image to restore.
+        head: `paper` as above; `released` (3D): Conv3x3x3(C -> 1)-BN, what the released code does.
+        sigmoid: before the up-sampling. On in 3D, whose targets lie in [0, 1]: a linear head lets the features
+            collapse within tens of steps (docs/stability.md).
+    """
+
+    def __init__(self, dim: int, c: int, channels: int, head: RestoreHead, sigmoid: bool) -> None:
+        super().__init__()
+        axes = self.axes = AXES[dim]
+        if head == "paper":
+            layers = [ConvBnReLU(axes, c, c, bias=False), axes.conv(c, channels, 3, padding=1)]
+        else:
+            layers = [axes.conv(c, channels, 3, padding=1), axes.norm(channels)]
+        self.layers = nn.Sequential(*layers, *([nn.Sigmoid()] if sigmoid else []))
+
+    def forward(self, f: Float[Tensor, "b c *small"], size: tuple[int, ...]) -> Float[Tensor, "b channels *space"]:
+        return self.axes.up_linear(self.layers(f).float(), size)
+
+
+class Comparison(nn.Module):
+    """v_i = BN(GAP(F_i)) (Eq. 5) and the predictor f_P(v_i) = FC(FC-BN-ReLU(v_i)) (Eq. 6), hidden width 2C."""
+
+    def __init__(self, c: int, c_v: int | None = None) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(c)
+        self.project = nn.Linear(c, c_v) if c_v else nn.Identity()  # crossed comparison: one width for all scales
+        c = c_v or c
+        self.predictor = nn.Sequential(nn.Linear(c, 2 * c), nn.BatchNorm1d(2 * c), nn.ReLU(inplace=True), nn.Linear(2 * c, c))
+
+    def forward(self, f: Float[Tensor, "b c *space"]) -> tuple[Float[Tensor, "b c_v"], Float[Tensor, "b c_v"]]:
+        """v_i and f_P(v_i)."""
+        v = self.project(self.bn(gap(f)))
+        return v, self.predictor(v)

@@ -1,0 +1,77 @@
+"""nsUNet, the non-skip U-Net (section 3.1, Fig. 3): an encoder and a decoder that forms a pyramid F_0 .. F_N."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pcrl_cli.networks.blocks import AXES, Axes, ConvBnReLU
+
+Up = Literal["nearest", "deconv"]
+
+
+class DecoderStage(nn.Module):
+    """F_i = Conv-BN-ReLU(Conv-BN-ReLU(Up(F_{i-1})))                                                      (Eq. 1)
+
+    Up goes to the size of the encoder level that the stage mirrors, so odd sizes pass. With `skip` (Table 1's
+    ablation) the mirrored encoder map is concatenated after Up.
+    """
+
+    def __init__(self, axes: Axes, c_in: int, c_out: int, c_skip: int, up: Up) -> None:
+        super().__init__()
+        self.deconv = axes.deconv(c_in, c_in, 2, stride=2) if up == "deconv" else None
+        bias = up == "deconv"  # recipe released: every convolution has a bias; recipe paper: none before a batch norm
+        self.convs = nn.Sequential(
+            ConvBnReLU(axes, c_in + c_skip, c_out, bias), ConvBnReLU(axes, c_out, c_out, bias)
+        )
+
+    def forward(self, x: Tensor, mirrored: Tensor, skip: bool) -> Tensor:
+        size = mirrored.shape[2:]
+        if self.deconv is not None:
+            x = self.deconv(x)[(..., *(slice(n) for n in size))]  # ceil-mode pooling: cut the odd surplus
+        else:
+            x = F.interpolate(x, size, mode="nearest-exact")
+        if skip:
+            x = torch.cat([x, mirrored], dim=1)
+        return self.convs(x)
+
+
+class NsUNet(nn.Module):
+    """An encoder (maps fine to coarse) and as many decoder stages as it has poolings.
+
+    Args:
+        encoder: has `dim`, `widths` and returns the maps of its levels.
+        widths: of F_1 .. F_N; None mirrors the encoder (3D: 512, 512, 256, 128, 64 at w = 32).
+        up: `nearest` up-sampling (recipe paper) or a transposed convolution k2 s2 (recipe released, 3D).
+        skip: concatenate encoder maps: an ordinary U-Net, an ablation.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, widths: tuple[int, ...] | None = None, up: Up = "nearest", skip: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder, self.skip = encoder, skip
+        coarse_to_fine = tuple(reversed(encoder.widths))
+        self.widths = (coarse_to_fine[0], *(widths or coarse_to_fine[1:]))  # of F_0 .. F_N
+        self.stages = nn.ModuleList(
+            DecoderStage(AXES[encoder.dim], self.widths[i - 1], self.widths[i], coarse_to_fine[i] if skip else 0, up)
+            for i in range(1, len(self.widths))
+        )
+
+    @property
+    def scales(self) -> int:
+        """N, the number of decoder scales."""
+        return len(self.stages)
+
+    def forward(self, x: Float[Tensor, "b c *space"], until: int | None = None) -> list[Tensor]:
+        """F_0 .. F_until (all of them by default).
+
+        Only scale i enters Eqs. 4 and 9, so nothing finer than F_i need be decoded: exact for loss and gradients.
+        """
+        maps = self.encoder(x)
+        pyramid = [maps[-1]]
+        for i, stage in enumerate(list(self.stages)[:until], start=1):
+            pyramid.append(stage(pyramid[-1], maps[-1 - i], self.skip))
+        return pyramid

@@ -1,0 +1,182 @@
+"""Weights in and out: every tensor is accounted for, and what the file promises is checked.
+
+An encoder file is safetensors (or a plain torch state dict) with the contract as JSON in its metadata.
+"""
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pcrl_cli.core import files
+from pcrl_cli.core.contract import Contract, Domain
+from pcrl_cli.core.errors import ConfigError, IntegrityError
+
+Format = Literal["safetensors", "torch"]
+ENOUGH = 0.9
+"""Share of the encoder's values that must have been loaded."""
+PREFIXES = ("net.encoder.", "network.encoder.", "encoder.", "")
+"""Where the encoder's tensors are in a pre-training run, a task's run, an exported whole model, an exported encoder."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The encoder's tensors, by their names in the encoder, and the contract they come with."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    contract: Contract
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and values, wherever they come from."""
+        return hashlib.sha256(save({key: value.contiguous() for key, value in self.tensors.items()})).hexdigest()
+
+
+@dataclass
+class TransferReport:
+    """What became of every key."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+    """Keys that were changed to fit, and how."""
+    differences: list[str] = field(default_factory=list)
+    """Where the data differ from what the weights saw: reported, not refused."""
+    share: float = 0.0
+    """Share of the encoder's values that were loaded."""
+
+
+def contract_metadata(contract: Contract) -> dict[str, str]:
+    """The contract as a safetensors file carries it."""
+    return {"pcrl": contract.model_dump_json()}
+
+
+def read_weights(path: Path) -> Weights:
+    """The encoder in a weights file (safetensors or torch), without running anything that the file holds.
+
+    Raises:
+        ConfigError: there is no such file, or it has no contract.
+        IntegrityError: the file is torn, or is a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no weights file {path}; give a run folder or a file that `pcrl export` wrote")
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    tensors, text = _read_torch(path) if zipped or path.suffix in (".pt", ".pth") else _read_safetensors(path)
+    if text is None:
+        raise ConfigError(f"{path} carries no pcrl contract, so what it belongs to is unknown; export it with `pcrl export`")
+    try:
+        contract = Contract.model_validate_json(text)
+    except ValidationError:
+        raise IntegrityError(f"the contract in {path} is damaged or of another version; export the weights again") from None
+    return Weights(path, _encoder_part(tensors), contract)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("pcrl")  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise IntegrityError(f"{path} is no sound safetensors file ({str(error)[:80]}); copy or export it again") from None
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise IntegrityError(f"{path} holds more than tensors and was not opened, since a pickle can run code") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        first = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise IntegrityError(f"{path} is no sound torch file ({first}); copy or export it again") from None
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ConfigError(f"{path} is not a file that `pcrl export --format torch` wrote")
+    return content["state_dict"], content.get("pcrl")
+
+
+def _encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if part:
+            return part
+    return {}
+
+
+def write_weights(path: Path, encoder: nn.Module | dict[str, Tensor], contract: Contract, format: Format) -> None:
+    """Writes an encoder's tensors and its contract, atomically.
+
+    safetensors: contract in the metadata under `pcrl`. torch: {"state_dict", "pcrl"}; loads with `weights_only=True`.
+    """
+    tensors = encoder if isinstance(encoder, dict) else encoder.state_dict()
+    tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    metadata = contract_metadata(contract)
+    if format == "safetensors":
+        content = save(tensors, metadata)
+    else:
+        buffer = BytesIO()
+        torch.save({"state_dict": tensors, **metadata}, buffer)
+        content = buffer.getvalue()
+    files.write_atomic(path, content)
+
+
+def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> TransferReport:
+    """Loads the tensors by name and reports on every key.
+
+    A first convolution of one channel is repeated over c channels and divided by c, so that equal channels give what
+    one gave.
+
+    Args:
+        encoder: of the weights' architecture.
+        domain: what the encoder will see now; differences are listed.
+
+    Raises:
+        ConfigError: less than 90 % of the encoder's values were loaded.
+    """
+    report = TransferReport(str(weights.path), differences=_differences(weights.contract.domain, domain))
+    own = encoder.state_dict()
+    new: dict[str, Tensor] = {}
+    for key, value in weights.tensors.items():
+        if key not in own:
+            report.unexpected.append(key)
+            continue
+        value = _inflate(key, value, own[key], report)
+        if value.shape != own[key].shape:
+            report.wrong_shape.append(f"{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network")
+            continue
+        new[key] = value
+    report.loaded = sorted(new)
+    report.missing = sorted(own.keys() - weights.tensors.keys())
+    report.share = sum(own[k].numel() for k in new) / sum(v.numel() for v in own.values())
+    if report.share < ENOUGH:
+        raise ConfigError(
+            f"only {100 * report.share:.1f} % of the encoder's values are in {weights.path} "
+            f"({len(report.missing)} keys missing, {len(report.wrong_shape)} of another shape); these weights are of another network"
+        )
+    encoder.load_state_dict(own | new)
+    return report
+
+
+def _inflate(key: str, value: Tensor, own: Tensor, report: TransferReport) -> Tensor:
+    """The first convolution, (c_out, 1, k, k, k) -> (c_out, c, k, k, k), repeated and divided by c."""
+    if value.dim() < 4 or value.shape[1] != 1 or own.shape[1] == 1 or value.shape[2:] != own.shape[2:]:
+        return value
+    c = own.shape[1]
+    report.adapted.append(f"{key}: repeated over {c} channels and divided by {c}")
+    return value.expand(-1, c, *value.shape[2:]) / c
+
+
+def _differences(saw: Domain, now: Domain) -> list[str]:
+    a, b = saw.model_dump(), now.model_dump()
+    return [f"{key}: the weights saw {json.dumps(a[key])}, now {json.dumps(b[key])}" for key in a if a[key] != b[key]]
