@@ -1,0 +1,1 @@
+"""Trains any Learner; names no method, task or data set."""

@@ -1,0 +1,369 @@
+"""The loop that trains any Learner: device, precision, schedule, finite check, checkpoints, signals."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pcrl_cli.core.config import Settings
+from pcrl_cli.core.errors import MachineError, NumericalError, Preempted
+from pcrl_cli.core.learner import Batch, Learner, Progress, Views
+from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.rng import Rng
+from pcrl_cli.core.source import Source
+from pcrl_cli.engine.collapse import CollapseWatch
+from pcrl_cli.engine.distributed import World
+from pcrl_cli.engine.run import Checkpoint, Run, optimiser_tensors, restore_optimisers
+from pcrl_cli.engine.schedule import Schedule, factor
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class TrainConfig(Settings):
+    """Optimisation. Section 4.3 of the paper, completed."""
+
+    epochs: int = Field(240, ge=1)
+    steps: int | None = Field(None, ge=1, description="instead of epochs")
+    batch: int = Field(32, ge=2, description="samples a step, over all ranks; batch norm needs two")
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(1e-2, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-5, ge=0)
+    schedule: Schedule = "cosine"
+    halve_every_epochs: int = Field(50, ge=1)
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float | None = Field(None, gt=0, description="gradient clipping, off by default")
+    skip_loss_above: float | None = Field(None, description="released code: such a step is skipped")
+    skip_loss_after_epoch: int = 10
+    seed: int = Field(0, ge=0)
+    precision: Precision = "auto"
+    check_every: int = Field(50, ge=1, description="steps between two looks at rank and std of the features")
+    stop_on_collapse: bool = False
+    keep: int = Field(2, ge=2, description="checkpoints kept")
+    checkpoint_minutes: float = Field(10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _warmup_is_shorter(self) -> "TrainConfig":
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        return self
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    steps: int
+    seconds: float
+    samples_per_second: float
+    data_wait: float
+    """Share of the time that was spent waiting for data."""
+    alarms: list[str] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+
+Validate = Callable[[Learner, int], dict[str, float | None]]
+"""(learner, step) -> figures to log; called after every epoch, in eval mode, without gradients."""
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        MachineError: `cuda` was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda, but this machine shows no CUDA GPU; leave --device out or run `pcrl doctor`")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` is bf16 autocast on CUDA and fp32 on the CPU, where it is bit-exact."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision
+
+
+def make_optimisers(learner: Learner, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """One optimiser a player; a group may bring its own `lr`, and `fixed=True` keeps it off the schedule."""
+    optimisers: dict[str, torch.optim.Optimizer] = {}
+    for player, parameters in learner.players().items():
+        if config.optimiser == "sgd":
+            optimiser: torch.optim.Optimizer = torch.optim.SGD(
+                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            )
+        else:
+            optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        for group in optimiser.param_groups:
+            group.setdefault("base_lr", group["lr"])
+            group.setdefault("fixed", False)
+        optimisers[player] = optimiser
+    return optimisers
+
+
+class Trainer:
+    """Trains a learner from a source into a run folder; `fit` can be interrupted anywhere and called again.
+
+    Args:
+        learner: on any device; it is moved.
+        source: batches as a function of the step.
+        run: where metrics and checkpoints go, and where a previous part of the same run is found.
+        metadata: of the weights: the contract.
+        validate: called after every epoch.
+        best: the validated figure whose maximum is kept in `best/`; None keeps the last weights only.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        source: Source,
+        config: TrainConfig,
+        run: Run,
+        *,
+        device: torch.device,
+        metadata: Callable[[int], dict[str, str]],
+        world: World | None = None,
+        validate: Validate | None = None,
+        best: str | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        self.config, self.run, self.source, self.device = config, run, source, device
+        self.world = world or World()
+        self.metadata, self.validate, self.best_name = metadata, validate, best
+        self.listener = listener or Listener()
+        self.precision = resolve_precision(config.precision, device)
+        self.learner = learner.to(device, memory_format=torch.channels_last_3d if device.type == "cuda" else torch.preserve_format)
+        self.optimisers = make_optimisers(self.learner, config)
+        self.per_epoch = source.steps_per_epoch
+        self.steps = config.steps or config.epochs * self.per_epoch
+        self.watch = CollapseWatch()
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.alarms: list[str] = []
+        self.stop = False
+        self.writers: list[Callable[[dict[str, Any]], None]] = [run.log] if self.world.talks else []
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Outcome:
+        """Trains to the end.
+
+        Raises:
+            NumericalError: a non-finite loss or gradient (weights unchanged, batch captured), or a collapse that
+                `stop_on_collapse` stops.
+            Preempted: a signal came; everything is saved.
+        """
+        self._resume()
+        self.world.broadcast(self.learner)
+        start, waited, saved = time.perf_counter(), 0.0, time.monotonic()
+        first = self.step
+        self.listener.begin("training", self.steps, "steps", self.step)
+        batches = self.source.batches(self.step)
+        try:
+            with _signals(self):
+                while self.step < self.steps:
+                    before = time.perf_counter()
+                    positions, batch = next(batches)
+                    wait = time.perf_counter() - before
+                    row = self._one_step(positions, batch)
+                    took = time.perf_counter() - before
+                    waited += wait
+                    row |= {"samples_per_second": self.source.batch_size / took, "data_wait": wait / took}
+                    at_end = self.step % self.per_epoch == 0 or self.step == self.steps
+                    if at_end and self.validate is not None:
+                        row |= self._validated()
+                    self._log(row)
+                    if self.world.any(self.stop, self.device):
+                        self.save()
+                        raise Preempted(f"stopped by a signal at step {self.step} of {self.steps}, everything is saved in {self.run.folder}; run the same command again to go on")
+                    if at_end or time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                        self.save()
+                        saved = time.monotonic()
+        finally:
+            self.listener.end()
+        seconds = time.perf_counter() - start
+        rate = (self.step - first) * self.source.batch_size / max(seconds, 1e-9)
+        return Outcome(self.step, seconds, rate, waited / max(seconds, 1e-9), self.alarms, self.best)
+
+    def _one_step(self, positions: Tensor, batch: Batch) -> dict[str, Any]:
+        """Views, losses, a step of every player; the row to log. Changes nothing if a number is not finite."""
+        progress = Progress(self.step, self.steps)
+        self.learner.train()
+        with torch.no_grad():
+            views = self.learner.views(batch, Rng.at(self.config.seed, self.step, positions))
+        lr = self._set_lr()
+        row: dict[str, Any] = {"step": self.step, "epoch": self.step // self.per_epoch, "lr": lr}
+        undo = self._snapshot()
+        for player, optimiser in self.optimisers.items():
+            terms, norm = self._gradients(views, progress, player)
+            loss = sum(terms.values())
+            row |= {f"loss/{name}": value for name, value in terms.items()} | {"gradient_norm": norm}
+            if not self.world.any(not math.isfinite(loss + norm), self.device):
+                if self._skips(loss):
+                    row["skipped"] = 1
+                    undo()
+                else:
+                    optimiser.step()
+                continue
+            undo()
+            self._not_finite(batch, positions, terms, norm)
+        self.learner.after_step(progress)
+        self.step += 1
+        if self.step % self.config.check_every == 0 or self.step == self.steps:
+            row |= self._check(views)
+        return row
+
+    def _gradients(self, views: Views, progress: Progress, player: str) -> tuple[dict[str, float], float]:
+        """Fills every gradient of the player (zeros where the losses do not reach) and returns terms and norm."""
+        optimiser = self.optimisers[player]
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        self.learner.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            terms = self.learner(views, progress, player)
+        total = torch.stack([t.float() for t in terms.values()]).sum()
+        total.backward()
+        for p in parameters:  # an untouched parameter's gradient is 0, so momentum and decay go on
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.world.mean_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf)
+        values = torch.stack([*(self.world.mean(t.detach().float()) for t in terms.values()), norm]).tolist()
+        return dict(zip(terms, values[:-1], strict=True)), values[-1]
+
+    def _snapshot(self) -> Callable[[], None]:
+        """How to undo what a step's forward passes change: buffers, and weights where several players move."""
+        tensors = list(self.learner.buffers())
+        if len(self.optimisers) > 1:
+            tensors += list(self.learner.parameters())
+        copies = [t.detach().clone() for t in tensors]
+
+        def undo() -> None:
+            with torch.no_grad():
+                for t, copy in zip(tensors, copies, strict=True):
+                    t.copy_(copy)
+
+        return undo
+
+    def _skips(self, loss: float) -> bool:
+        c = self.config
+        return c.skip_loss_above is not None and loss > c.skip_loss_above and self.step >= c.skip_loss_after_epoch * self.per_epoch
+
+    def _set_lr(self) -> float:
+        c = self.config
+        f = factor(c.schedule, self.step, self.steps, c.warmup_steps, self.per_epoch, c.halve_every_epochs)
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * (1.0 if group["fixed"] else f)
+        return c.lr * f
+
+    def _not_finite(self, batch: Batch, positions: Tensor, terms: dict[str, float], norm: float) -> None:
+        bad = [name for name, value in terms.items() if not math.isfinite(value)] or ["the gradient"]
+        state = {"step": self.step, "steps": self.steps, "seed": self.config.seed, "terms": {k: repr(v) for k, v in terms.items()}, "gradient_norm": repr(norm)}
+        where = self.run.capture(self.step, {**batch, "positions": positions}, state)
+        self.save()
+        raise NumericalError(
+            f"{', '.join(bad)} is not finite at step {self.step}: no weight was changed and the batch is kept in {where}; "
+            "lower train.lr, set train.clip_norm, or look for NaN in the data"
+        )
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+
+    def _check(self, views: Views) -> dict[str, float]:
+        """Rank and std of the features, with batch statistics as in training, leaving no trace in the buffers."""
+        undo = self._snapshot()
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            watched = self.learner.diagnostics(views)
+        undo()
+        figures, alarms = self.watch.check(watched)
+        for text in alarms:
+            self.alarms.append(f"step {self.step}: {text}")
+            self.listener.warn(f"at step {self.step} {text}")
+        if alarms and self.config.stop_on_collapse:
+            self.save()
+            raise NumericalError(f"at step {self.step} {alarms[0]}; lower train.lr or raise the batch, or leave --stop-on-collapse out")
+        return figures
+
+    def _validated(self) -> dict[str, Any]:
+        assert self.validate is not None
+        self.learner.eval()
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            figures = self.validate(self.learner, self.step)
+        value = figures.get(self.best_name) if self.best_name else None
+        if value is not None and (self.best is None or value > self.best["value"]):
+            self.best = {"name": self.best_name, "value": value, "step": self.step}
+            if self.world.talks:
+                self.run.save_best(self._checkpoint(), self.metadata(self.step))
+        return dict(figures)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        for write in self.writers:
+            write(row)
+        loss = sum(v for k, v in row.items() if k.startswith("loss/"))
+        self.listener.advance(self.step, loss=loss, samples_per_second=row["samples_per_second"])
+
+    # ---- saving --------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> Checkpoint:
+        state = {
+            "step": self.step,
+            "steps": self.steps,
+            "seed": self.config.seed,
+            "best": self.best,
+            "watch": self.watch.low,
+            "alarms": self.alarms,
+        }
+        return Checkpoint(self.learner.state_dict(), optimiser_tensors(self.optimisers), state)
+
+    def save(self) -> None:
+        """Seals a checkpoint of the present step."""
+        if self.world.talks:
+            self.run.save(self._checkpoint(), self.metadata(self.step), self.config.keep)
+        self.world.barrier()
+
+    def _resume(self) -> None:
+        checkpoint = self.run.newest(self.listener.warn)
+        if checkpoint is None:
+            if self.world.talks:
+                self.run.rewind_metrics(0)
+            return
+        self.learner.load_state_dict(checkpoint.model)
+        restore_optimisers(self.optimisers, checkpoint.optim)
+        self.step = int(checkpoint.state["step"])
+        self.best, self.alarms = checkpoint.state["best"], list(checkpoint.state["alarms"])
+        self.watch.low = dict(checkpoint.state["watch"])
+        if self.world.talks:
+            self.run.rewind_metrics(self.step)
+        self.listener.say(f"continuing at step {self.step} of {self.steps}")
+
+
+@contextmanager
+def _signals(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and a first Ctrl-C let the step end and everything be saved; a second Ctrl-C stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and trainer.stop:
+            raise KeyboardInterrupt
+        trainer.stop = True
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    try:
+        old = {number: signal.signal(number, stop) for number in numbers}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
