@@ -1,0 +1,1 @@
+"""Typer words only: options in, one stage call, one printed result."""

@@ -1,0 +1,1 @@
+"""The deeds: typed functions that join the parts and return result models. The Python API."""

@@ -1,0 +1,317 @@
+"""A cache with labels, and weights or none, to a task model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+
+from pcrl_cli.core.config import Layer, Settings, build, environment_layer
+from pcrl_cli.core.config import recipe as recipe_values
+from pcrl_cli.core.contract import Architecture, Patients
+from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.core.learner import Learner, Task
+from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.names import find
+from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.engine.distributed import World
+from pcrl_cli.engine.run import Run
+from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, resolve_device
+from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.networks.transfer import Weights, load_encoder
+from pcrl_cli.pure.metrics import auroc
+from pcrl_cli.stages import training
+from pcrl_cli.stages.predictions import predict_part
+from pcrl_cli.stages.report import finetune_report
+from pcrl_cli.stages.results import Plan, Result
+from pcrl_cli.stages.weights import weights_of
+from pcrl_cli.stages.workspace import Workspace
+from pcrl_cli.tasks import TASKS
+
+TaskConfig = TypeVar("TaskConfig", bound=BaseModel)
+DEFAULT_WIDTH, DEFAULT_POOLINGS = 32, 5
+
+
+class FinetuneSettings(Settings, Generic[TaskConfig]):
+    """What decides a task model's weights, besides the cache and the weights it starts from."""
+
+    task: str
+    recipe: str
+    learner: TaskConfig
+    train: TrainConfig
+    ratio: float = Field(1.0, gt=0, le=1, description="share of the training patients whose labels are used")
+    width: int | None = Field(None, ge=1, description="from the weights; without weights 32")
+    poolings: int | None = Field(None, ge=1, description="from the weights; without weights 5")
+    allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
+
+
+class FinetuneResult(Result):
+    """`start`: the weights file, or `scratch`. `kept`: best (by validation) or last, and why."""
+
+    schema_: str = Field("pcrl.finetune/1", serialization_alias="schema")
+    run: Path
+    task: str
+    start: str
+    ratio: float
+    labelled_patients: int
+    candidates: dict[str, int]
+    kept: str
+    best_validation: float | None
+    overlap: dict[str, int]
+    notes: list[str]
+    transfer: dict[str, Any] | None
+    weights: Path
+    report: Path
+    outcome: dict[str, Any]
+
+
+def finetune_settings(task: str, recipe: str, layers: Sequence[Layer] = ()) -> FinetuneSettings[Any]:
+    """The resolved settings of `pcrl finetune`."""
+    module = find("task", task, TASKS)
+    base = recipe_values(recipe, "finetune", task) | {"task": task, "recipe": recipe, "learner": {}}
+    model = FinetuneSettings[module.Config]  # type: ignore[name-defined]
+    return build(model, [(f"recipe {recipe}", base), environment_layer(), *layers])[0]
+
+
+def finetune(
+    cache: Path | None = None,
+    *,
+    task: str,
+    weights: Path | None = None,
+    recipe: Literal["paper", "released"] = "paper",
+    layers: Sequence[Layer] = (),
+    out: Path | None = None,
+    workspace: Workspace | None = None,
+    device: Device = "auto",
+    cache_on: CacheOn = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> FinetuneResult | Plan:
+    """Trains a task from pre-trained weights, or from scratch (TS) without; everything else is the same in both.
+
+    Args:
+        cache: defaults to the workspace's only cache with labels for the task.
+        weights: a run folder or a weights file; its contract decides the architecture.
+
+    Raises:
+        ConfigError: the weights are of another architecture, or saw patients of the validation or test part.
+    """
+    listener, workspace = listener or Listener(), workspace or Workspace()
+    module = find("task", task, TASKS)
+    settings = finetune_settings(task, recipe, layers)
+    path = cache or workspace.find_cache(3, module.GROUP)
+    opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
+    training.require_group(opened, module.GROUP, f"task {task}")
+    loaded = weights_of(weights) if weights else None
+    start = loaded.contract.model_dump_json() if loaded else "scratch"
+    inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
+    fingerprint = training.run_fingerprint("finetune", settings, *inputs)
+    out = out or workspace.run("finetune", task, fingerprint)
+    if dry_run:
+        figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": str(weights or "scratch")}
+        state = training.state_of(out, fingerprint)
+        return Plan(verb="finetune", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
+    overlap = check_overlap(loaded, opened, settings, listener)
+    run = training.open_run(out, "finetune", settings, fingerprint, overwrite)
+    if run.finished:
+        listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
+        return FinetuneResult.model_validate(run.record["result"])
+    return _train(settings, opened, loaded, overlap, run, resolve_device(device), cache_on, listener)
+
+
+def _train(
+    settings: FinetuneSettings[Any],
+    cache: Cache,
+    weights: Weights | None,
+    overlap: dict[str, int],
+    run: Run,
+    device: torch.device,
+    cache_on: CacheOn,
+    listener: Listener,
+) -> FinetuneResult:
+    world, module = World.join(device), find("task", settings.task, TASKS)
+    architecture = architecture_of(settings, weights)
+    task = build_task(settings, architecture, cache)
+    report = load_encoder(task.encoder, weights, training.domain_of(cache)) if weights else None
+    for line in report.differences if report else []:
+        listener.say(f"transfer: {line}")
+    patients = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
+    cases = cache.cases(patients=patients)
+    labels = _labels(cache, module.GROUP, cases, settings)
+    train = settings.train
+    loader = Loader(
+        cache,
+        module.GROUP,
+        module.ARRAYS,
+        cases,
+        train.batch,
+        train.seed,
+        device,
+        cache_on,
+        order=lambda epoch: module.epoch_order(labels, settings.learner, train.seed, epoch),
+        rank=world.rank,
+        ranks=world.size,
+    )
+    run.write_record(
+        cache=str(cache.path.resolve()),
+        cache_fingerprint=training.manifest_digest(cache),
+        architecture=architecture.model_dump(),
+        start=str(weights.path) if weights else "scratch",
+        weights_contract=weights.contract.model_dump(mode="json") if weights else None,
+        overlap=overlap,
+    )
+    seen = _seen(weights, cache, patients, run.record["fingerprint"])
+    contract = training.contract_of(cache, architecture, seen, f"task {settings.task}", settings.recipe, 0)
+    can_validate, kept = _validation(cache, module.GROUP)
+
+    def validate(learner: Learner, step: int) -> dict[str, float | None]:
+        assert isinstance(learner, Task)
+        p = predict_part(learner, cache, module.GROUP, cache.cases("val"), device)
+        return {"val_auroc": auroc(p.label, p.probability)}
+
+    trainer = Trainer(
+        task,
+        loader,
+        train,
+        run,
+        device=device,
+        metadata=training.metadata_of(contract),
+        world=world,
+        validate=validate if can_validate else None,
+        best="val_auroc" if can_validate else None,
+        listener=listener,
+    )
+    counts = {"nodules": int(labels.sum()), "others": int((labels == 0).sum())}
+    listener.say(
+        f"task {settings.task} from {weights.path if weights else 'scratch'}: {len(patients)} labelled patients, "
+        f"{counts['nodules']} nodules and {counts['others']} others, {trainer.steps} steps of {train.batch} on {device.type}"
+    )
+    if not can_validate:
+        listener.warn(kept)
+    outcome = trainer.fit()
+    result = FinetuneResult(
+        run=run.folder,
+        task=settings.task,
+        start=str(weights.path) if weights else "scratch",
+        ratio=settings.ratio,
+        labelled_patients=len(patients),
+        candidates=counts,
+        kept=kept,
+        best_validation=outcome.best["value"] if outcome.best else None,
+        overlap=overlap,
+        notes=_notes(overlap),
+        transfer=asdict(report) if report else None,
+        weights=run.weights_path(),
+        report=run.folder / "report.html",
+        outcome=training.outcome_dict(outcome, run),
+    )
+    if world.talks:
+        finetune_report(run, result)
+        run.finish(result.model_dump(mode="json"))
+    return result
+
+
+def architecture_of(settings: FinetuneSettings[Any], weights: Weights | None) -> Architecture:
+    """The weights' architecture; an explicit setting that differs is refused. Without weights, the settings'.
+
+    Raises:
+        ConfigError: width or depth was asked for and the weights have another.
+    """
+    if weights is None:
+        return Architecture(
+            dim=3, encoder="unet3d", width=settings.width or DEFAULT_WIDTH, poolings=settings.poolings or DEFAULT_POOLINGS
+        )
+    found = weights.contract.architecture
+    for name in ("width", "poolings"):
+        asked = getattr(settings, name)
+        if asked is not None and asked != getattr(found, name):
+            raise ConfigError(
+                f"{name} {asked} was asked for, but {weights.path} has {name} {getattr(found, name)}; leave it out, or give "
+                "weights of that architecture"
+            )
+    return found
+
+
+def build_task(settings: FinetuneSettings[Any], architecture: Architecture, cache: Cache) -> Task:
+    """The task with weights drawn from the seed, without touching the global generator."""
+    module = find("task", settings.task, TASKS)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.train.seed)
+        encoder = build_encoder(architecture, cache.manifest["channels"])
+        return module.TASK(encoder, settings.learner, training.to_unit(cache))
+
+
+def check_overlap(
+    weights: Weights | None, cache: Cache, settings: FinetuneSettings[Any], listener: Listener
+) -> dict[str, int]:
+    """How many patients of each part the weights saw.
+
+    Raises:
+        ConfigError: some of the validation or test part, which would be a leak, unless `allow_overlap`.
+    """
+    if weights is None:
+        return {}
+    patients = weights.contract.patients
+    labelled = [p for p in cache.split.first(settings.ratio)]
+    overlap = {
+        "labelled": len(patients.seen(training.patient_names(cache, labelled))),
+        "val": len(patients.seen(training.patient_names(cache, cache.split.val))),
+        "test": len(patients.seen(training.patient_names(cache, cache.split.test))),
+    }
+    leaked = overlap["val"] + overlap["test"]
+    if leaked and not settings.allow_overlap:
+        raise ConfigError(
+            f"{weights.path} was trained on {leaked} patients of the validation or test part of {cache.path}, so its score "
+            "would be a leak; pre-train on this cache's split, or go on with --allow-overlap (the result will say so)"
+        )
+    for line in _notes(overlap):
+        listener.warn(line)
+    return overlap
+
+
+def _notes(overlap: dict[str, int]) -> list[str]:
+    notes = []
+    if overlap.get("val") or overlap.get("test"):
+        notes.append(
+            f"the weights saw {overlap['val']} validation and {overlap['test']} test patients in pre-training: a leak, "
+            "allowed by --allow-overlap"
+        )
+    if overlap.get("labelled"):
+        notes.append(
+            f"the weights saw {overlap['labelled']} of the labelled patients in pre-training (without labels): no leak, but "
+            "not the semi-supervised protocol, for which pre-train with --set-aside"
+        )
+    return notes
+
+
+def _seen(weights: Weights | None, cache: Cache, patients: Sequence[str], salt: str) -> Patients:
+    """The labelled patients, and those that the weights carry already, when their hashes can be joined."""
+    own = Patients.of(training.patient_names(cache, patients), weights.contract.patients.salt if weights else salt)
+    if weights is None:
+        return own
+    return Patients(salt=own.salt, hashes=tuple(sorted({*own.hashes, *weights.contract.patients.hashes})))
+
+
+def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSettings[Any]) -> np.ndarray:
+    labels = cache.read(group, ("label",), cases).arrays["label"] if cases else np.zeros(0, np.uint8)
+    if len(np.unique(labels)) < 2:
+        raise DataError(
+            f"the {len(cases)} labelled training scans of {cache.path} have {int(labels.sum())} nodules and "
+            f"{int((labels == 0).sum())} others, so there is nothing to learn; raise --ratio or prepare more scans"
+        )
+    return labels
+
+
+def _validation(cache: Cache, group: str) -> tuple[bool, str]:
+    """Whether the validation part can choose the best epoch, and a sentence on what is kept."""
+    cases = cache.cases("val")
+    labels = cache.read(group, ("label",), cases).arrays["label"] if cases else np.zeros(0, np.uint8)
+    if len(np.unique(labels)) == 2:
+        return True, "best epoch by validation AUROC"
+    return False, "last epoch: the validation part lacks candidates of one class, so no epoch can be chosen by it"
+

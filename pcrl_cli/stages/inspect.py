@@ -1,0 +1,73 @@
+"""What is this: a cache, a run, a weights file?"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.data.cache import open_cache
+from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.networks.transfer import read_weights
+from pcrl_cli.stages.results import Result
+
+
+class InspectResult(Result):
+    schema_: str = Field("pcrl.inspect/1", serialization_alias="schema")
+    path: Path
+    kind: str
+    facts: dict[str, Any]
+
+
+def inspect(path: Path) -> InspectResult:
+    """Facts about a path that pcrl made.
+
+    Raises:
+        ConfigError: it is nothing of ours. IntegrityError: it is, and it is damaged.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; give a cache, a run or a weights file")
+    if (path / "manifest.json").exists():
+        return InspectResult(path=path, kind="cache", facts=_cache(path))
+    if (path / "run.json").exists():
+        return InspectResult(path=path, kind="run", facts=_run(path))
+    if path.is_file():
+        weights = read_weights(path)
+        tensors = {"tensors": len(weights.tensors), "values": sum(t.numel() for t in weights.tensors.values())}
+        contract = weights.contract.model_dump(mode="json")
+        contract["patients"] = len(weights.contract.patients.hashes)
+        return InspectResult(path=path, kind="weights", facts={**tensors, **contract})
+    raise ConfigError(f"{path} is neither a cache (manifest.json) nor a run (run.json) nor a weights file")
+
+
+def _cache(path: Path) -> dict[str, Any]:
+    cache = open_cache(path)
+    checked = cache.verify("quick")
+    m = cache.manifest
+    keep = ("dim", "modality", "spacing_mm", "recipe", "groups", "fingerprint", "data", "bad_cases", "totals", "pcrl")
+    patients = Counter({part: len(cache.patients(part)) for part in ("train", "val", "test")})  # type: ignore[arg-type]
+    return {
+        "data set": m["reader"]["name"],
+        **{key: m[key] for key in keep if key in m},
+        "patients": dict(patients),
+        "licence": m["reader"]["license"],
+        "shards of the recorded size": len(m["cases"]) if checked is not None else 0,
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    run = Run.load(path)
+    rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
+    last = rows[-1] if rows else {}
+    return {
+        "verb": run.record["verb"],
+        "status": run.record["status"],
+        "fingerprint": run.record["fingerprint"],
+        "cache": run.record.get("cache"),
+        "steps done": last.get("step", -1) + 1,
+        "losses": {k: v for k, v in last.items() if k.startswith("loss/")},
+        "checkpoints": [c.name for c in run.checkpoints],
+        "evaluations": sorted(p.parent.name for p in path.glob("evaluation/*/evaluation.json")),
+        "settings": run.record["settings"],
+    }

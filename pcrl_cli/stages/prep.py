@@ -1,0 +1,246 @@
+"""Raw scans to a cache of crops."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pcrl_cli import __version__
+from pcrl_cli.core import files
+from pcrl_cli.core.case import Case
+from pcrl_cli.core.config import Layer, Settings, build, environment_layer, leaves
+from pcrl_cli.core.config import recipe as recipe_values
+from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.names import find
+from pcrl_cli.core.plan import CropPlan, Prepared
+from pcrl_cli.data.build import auto_jobs, settings_of
+from pcrl_cli.data.build import build as build_cache
+from pcrl_cli.data.cache import read_split
+from pcrl_cli.data.volume import Intensity, prepare
+from pcrl_cli.pure.crops import CandidateBlocks, CropPairs
+from pcrl_cli.readers import READERS
+from pcrl_cli.stages.results import Plan, Result
+from pcrl_cli.stages.workspace import Workspace
+
+PEAK_BYTES = 2_500_000_000
+"""A case of 512 x 512 x 700 voxels at its peak: as read, as float32, resampled to 1 mm."""
+PAIR_BYTES, BLOCK_BYTES = 623_000, 2 * 64**3
+
+
+class PrepSettings(Settings):
+    """What decides a cache's bytes, besides the scans."""
+
+    reader: str
+    recipe: str
+    seed: int = Field(0, ge=0)
+    spacing_mm: float = Field(1.0, gt=0)
+    intensity: Intensity = Intensity()
+    pairs: CropPairs = CropPairs()
+    candidates: CandidateBlocks = CandidateBlocks()
+
+
+class PrepResult(Result):
+    """`cases`: per case tried, kept, refused by reason; `totals` sums them; `bad_cases`: reasons by case."""
+
+    schema_: str = Field("pcrl.prep/1", serialization_alias="schema")
+    cache: Path
+    made: int
+    skipped: int
+    bad: int
+    absent_rows: int
+    cases: dict[str, dict[str, Any]]
+    totals: dict[str, Any]
+    bad_cases: dict[str, str]
+    patients: dict[str, int]
+    bytes: int
+    seconds: float
+
+
+def prep_settings(name: str, recipe_name: str, layers: Sequence[Layer] = ()) -> PrepSettings:
+    """The resolved settings of `pcrl prep NAME`."""
+    find("data set", name, READERS)
+    base: Layer = (f"recipe {recipe_name}", {**recipe_values(recipe_name, "prep"), "reader": name, "recipe": recipe_name})
+    return build(PrepSettings, [base, environment_layer(), *layers])[0]
+
+
+def prep(
+    name: str,
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+    workspace: Workspace | None = None,
+    recipe: Literal["paper", "released"] = "paper",
+    layers: Sequence[Layer] = (),
+    jobs: int | Literal["auto"] = "auto",
+    limit: int | None = None,
+    shard: tuple[int, int] | None = None,
+    max_bad: float = 0.05,
+    patients: Path | None = None,
+    candidates: Path | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> PrepResult | Plan:
+    """Prepares a data set into sealed shards; resumable, and spreadable over processes that share `out`.
+
+    Args:
+        name: of a reader: luna, folder.
+        data, out: default to the workspace's data/NAME and cache/NAME.
+        limit: only the first so many cases. shard: (i, n), this process's share, i from 1.
+        max_bad: share of the tried cases that may be unusable.
+        patients: CSV that groups scans by patient. candidates: CSV in place of candidates_V2.csv.
+
+    Raises:
+        ConfigError: `out` holds a cache of other settings. DataError: nothing to read, or too many bad cases.
+    """
+    began, listener, workspace = time.perf_counter(), listener or Listener(), workspace or Workspace()
+    settings = prep_settings(name, recipe, layers)
+    data, out = data or workspace.data(name), out or workspace.cache(name)
+    reader = find("data set", name, READERS)
+    cases = _cases(reader, data, patients, candidates)
+    plans = _plans(settings, cases)
+    header = _header(settings, reader, plans, data, patients, candidates)
+    state = _state(out, settings_of(plans, header, settings.seed), header, overwrite)
+    chosen = cases[:limit]
+    workers = auto_jobs(PEAK_BYTES) if jobs == "auto" else jobs
+    share = 1 if shard is None else 1 / shard[1]
+    figures = {
+        "scans": len(cases),
+        "to prepare": round(len(chosen) * share),
+        "processes": workers,
+        "gigabytes": round(_bytes(plans, chosen) * share / 1e9, 2),
+    }
+    if dry_run:
+        return Plan(verb="prep", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
+    listener.say(
+        f"{figures['to prepare']} of {len(cases)} scans from {data}, {workers} processes (up to {PEAK_BYTES / 1e9:.1f} GB of "
+        f"memory each), about {figures['gigabytes']} GB to {out}"
+    )
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    tell: dict[str, int] = {}
+
+    def progress(done: int, total: int, case: str, status: str) -> None:
+        if not tell:
+            listener.begin("preparing", total, "scans")
+        tell[status] = tell.get(status, 0) + 1
+        listener.advance(done, **{"left out": tell.get("refused", 0)})
+
+    try:
+        result = build_cache(
+            chosen,
+            partial(read_prepared, READERS[name], settings.intensity, settings.spacing_mm),
+            plans,
+            out,
+            header,
+            jobs=workers,
+            shard=shard,
+            seed=settings.seed,
+            max_bad=max_bad,
+            progress=progress,
+            patients={case.patient for case in cases},
+            root=data,
+        )
+    finally:
+        listener.end()
+    for case, reason in sorted(result.bad.items()):
+        listener.warn(f"left out {case}: {reason}")
+    split = read_split(out)
+    return PrepResult(
+        cache=out,
+        made=len(result.made),
+        skipped=len(result.skipped),
+        bad=len(result.bad),
+        absent_rows=_absent(reader, data, cases, candidates),
+        cases={r["case"]: r["counts"] for r in result.manifest["cases"]},
+        totals=result.manifest["totals"]["counts"],
+        bad_cases=result.bad,
+        patients={"train": len(split.train), "val": len(split.val), "test": len(split.test)},
+        bytes=result.manifest["totals"]["bytes"],
+        seconds=round(time.perf_counter() - began, 2),
+    )
+
+
+def read_prepared(module: str, intensity: Intensity, spacing_mm: float, case: Case) -> Prepared:
+    """One case, as crops are cut from it; runs in a worker process."""
+    from importlib import import_module
+
+    return prepare(import_module(module).read(case), intensity, spacing_mm)
+
+
+def _cases(reader: ModuleType, data: Path, patients: Path | None, candidates: Path | None) -> list[Case]:
+    options = {"patients": patients, "candidates": candidates}
+    if candidates is not None and reader.NAME != "luna":
+        raise ConfigError(f"--candidates is for the luna reader, not {reader.NAME}; leave it out")
+    found: list[Case] = reader.cases(data, **{k: v for k, v in options.items() if v is not None})
+    if not found:
+        raise DataError(f"there is no scan in {data}; point --data at the folder that holds them")
+    return found
+
+
+def _plans(settings: PrepSettings, cases: list[Case]) -> list[CropPlan]:
+    """Pairs always; candidates where the data set has some."""
+    return [settings.pairs, settings.candidates] if any(case.points is not None for case in cases) else [settings.pairs]
+
+
+def _header(
+    settings: PrepSettings, reader: ModuleType, plans: list[CropPlan], data: Path, patients: Path | None, candidates: Path | None
+) -> dict[str, Any]:
+    """What the manifest says of the whole cache."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "dim": 3,
+        "groups": sorted(plan.group for plan in plans),
+        "recipe": settings.recipe,
+        "channels": 1,
+        "modality": settings.intensity.modality,
+        "spacing_mm": settings.spacing_mm,
+        "to_unit": [settings.intensity.store_scale, settings.intensity.store_offset],
+        "reader": {"name": reader.NAME, "citation": reader.CITATION, "license": reader.LICENSE, "classes": list(reader.CLASSES)},
+        "data": str(data.resolve()),
+        "patients_csv": str(patients.resolve()) if patients else None,
+        "candidates_csv": str(candidates.resolve()) if candidates else None,
+        "pcrl": __version__,
+    }
+
+
+def _state(out: Path, fingerprint: str, header: dict[str, Any], overwrite: bool) -> str:
+    """Whether the cache is new or to be continued.
+
+    Raises:
+        ConfigError: it holds other settings; their names are listed.
+    """
+    path = out / "manifest.json"
+    if not path.exists():
+        return "new"
+    old = files.read_json(path)
+    if overwrite:
+        return "to be made again"
+    if old.get("fingerprint") != fingerprint:
+        a, b = dict(leaves(old.get("settings", {}))), dict(leaves(header["settings"]))
+        keys = ", ".join(sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))) or "its version"
+        raise ConfigError(f"{out} holds a cache with other settings (different: {keys}); choose another --out, or --overwrite")
+    return "to be continued"
+
+
+def _bytes(plans: list[CropPlan], cases: list[Case]) -> float:
+    total = 0.0
+    for plan in plans:
+        if isinstance(plan, CropPairs):
+            total += PAIR_BYTES * plan.pairs * len(cases)
+        elif isinstance(plan, CandidateBlocks):
+            labels = [case.points.label for case in cases if case.points is not None]
+            total += BLOCK_BYTES * sum(int(label.sum()) + min(plan.negatives, int((label == 0).sum())) for label in labels)
+    return total
+
+
+def _absent(reader: ModuleType, data: Path, cases: list[Case], candidates: Path | None) -> int:
+    """Rows of tables about scans that are not there: counted, never bad cases."""
+    count = getattr(reader, "absent_rows", None)
+    return sum(count(data, cases, candidates).values()) if count else 0

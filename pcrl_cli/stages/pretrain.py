@@ -1,0 +1,246 @@
+"""A cache of crop pairs to a pre-trained encoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, Field
+
+from pcrl_cli.core.config import Layer, Settings, build, environment_layer
+from pcrl_cli.core.config import recipe as recipe_values
+from pcrl_cli.core.contract import Patients
+from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.learner import Learner
+from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.names import find
+from pcrl_cli.core.rng import Rng
+from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.engine.distributed import World
+from pcrl_cli.engine.run import Run
+from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, resolve_device
+from pcrl_cli.methods import METHODS
+from pcrl_cli.stages import cost, training
+from pcrl_cli.stages.probe import probe_features
+from pcrl_cli.stages.report import pretrain_report
+from pcrl_cli.stages.results import Plan, Result
+from pcrl_cli.stages.workspace import Workspace
+
+MethodConfig = TypeVar("MethodConfig", bound=BaseModel)
+
+
+class PretrainSettings(Settings, Generic[MethodConfig]):
+    """What decides a pre-training's weights, besides the cache."""
+
+    method: str
+    recipe: str
+    dim: Literal["2d", "3d"]
+    learner: MethodConfig
+    train: TrainConfig
+    set_aside: float = Field(0.0, ge=0, lt=1, description="share of the training patients kept for fine-tuning")
+    any_recipe: bool = Field(False, description="accept a cache that was made for another recipe")
+    probe_every_epochs: int = Field(0, ge=0, description="k-NN and linear probe while training; 0: never")
+
+
+class PretrainResult(Result):
+    schema_: str = Field("pcrl.pretrain/1", serialization_alias="schema")
+    run: Path
+    weights: Path
+    report: Path
+    patients: int
+    pairs: int
+    parameters: int
+    residency: str
+    outcome: dict[str, Any]
+
+
+def pretrain_settings(method: str, recipe: str, dim: str, layers: Sequence[Layer] = ()) -> PretrainSettings[Any]:
+    """The resolved settings of `pcrl pretrain`."""
+    module = find("method", method, METHODS)
+    base = recipe_values(recipe, "pretrain", method, dim) | {"method": method, "recipe": recipe, "dim": dim}
+    model = PretrainSettings[module.Config]  # type: ignore[name-defined]
+    return build(model, [(f"recipe {recipe}", base), environment_layer(), *layers])[0]
+
+
+def pretrain(
+    cache: Path | None = None,
+    *,
+    dim: Literal["2d", "3d"] = "3d",
+    method: str = "pcrlv2",
+    recipe: Literal["paper", "released"] = "paper",
+    layers: Sequence[Layer] = (),
+    out: Path | None = None,
+    workspace: Workspace | None = None,
+    device: Device = "auto",
+    cache_on: CacheOn = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> PretrainResult | Plan:
+    """Pre-trains a method on the training part of a cache. The same call again continues, or does nothing if finished.
+
+    Args:
+        cache: defaults to the workspace's only cache of this dimension.
+        layers: settings over the recipe's, e.g. [("call", {"train": {"lr": 1e-3}})].
+        out: defaults to the workspace's runs/pretrain-CACHE-FINGERPRINT.
+
+    Raises:
+        ConfigError, DataError, NumericalError, MachineError, IntegrityError, Preempted: see core/errors.py.
+    """
+    listener, workspace = listener or Listener(), workspace or Workspace()
+    if dim == "2d":
+        raise ConfigError("pre-training on 2D images is not in this version of pcrl; use --dim 3d with a 3D cache")
+    module = find("method", method, METHODS)
+    settings = pretrain_settings(method, recipe, dim, layers)
+    path = cache or workspace.find_cache(3, module.GROUP)
+    opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
+    training.require_dim(opened, 3)
+    training.require_group(opened, module.GROUP, f"method {method}")
+    _require_recipe(opened, settings)
+    fingerprint = training.run_fingerprint("pretrain", settings, training.manifest_digest(opened))
+    out = out or workspace.run("pretrain", path.name, fingerprint)
+    if dry_run:
+        figures = _cost(settings, opened, resolve_device(device))
+        state = training.state_of(out, fingerprint)
+        return Plan(verb="pretrain", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
+    run = training.open_run(out, "pretrain", settings, fingerprint, overwrite)
+    if run.finished:
+        listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
+        return PretrainResult.model_validate(run.record["result"])
+    return _train(settings, opened, run, resolve_device(device), cache_on, listener)
+
+
+def _train(
+    settings: PretrainSettings[Any], cache: Cache, run: Run, device: torch.device, cache_on: CacheOn, listener: Listener
+) -> PretrainResult:
+    world = World.join(device)
+    module = find("method", settings.method, METHODS)
+    patients = training_patients(cache, settings.set_aside)
+    learner = build_learner(settings, cache)
+    loader = Loader(
+        cache,
+        module.GROUP,
+        settings.learner.arrays,
+        cache.cases(patients=patients),
+        settings.train.batch,
+        settings.train.seed,
+        device,
+        cache_on,
+        rank=world.rank,
+        ranks=world.size,
+    )
+    run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
+    seen = Patients.of(training.patient_names(cache, patients), run.record["fingerprint"])
+    contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0)
+    trainer = Trainer(
+        learner,
+        loader,
+        settings.train,
+        run,
+        device=device,
+        metadata=training.metadata_of(contract),
+        world=world,
+        validate=_probing(settings, cache, device, loader),
+        listener=listener,
+    )
+    listener.say(
+        f"{settings.method} on {loader.items} pairs of {len(patients)} patients, {trainer.steps} steps of "
+        f"{loader.batch_size}, {trainer.precision} on {device.type}, cache in {loader.residency}"
+    )
+    if device.type == "cpu" and settings.learner.width >= 16:
+        seconds = _seconds(settings, trainer.steps, device)
+        training.note_duration(listener, "this run", seconds, True, "try `--width 8 --steps 200` here, or use a CUDA GPU")
+    outcome = trainer.fit()
+    pictures = _pictures(trainer, loader)
+    result = PretrainResult(
+        run=run.folder,
+        weights=run.weights_path(),
+        report=run.folder / "report.html",
+        patients=len(patients),
+        pairs=loader.items,
+        parameters=training.count_parameters(learner),
+        residency=loader.residency,
+        outcome=training.outcome_dict(outcome, run),
+    )
+    if world.talks:
+        pretrain_report(run, result, pictures)
+        run.finish(result.model_dump(mode="json"))
+    return result
+
+
+def training_patients(cache: Cache, set_aside: float) -> tuple[str, ...]:
+    """Patients to pre-train on: the training part without the first ceil(set_aside) of its order.
+
+    Raises:
+        ConfigError: nobody is left.
+    """
+    aside = set(cache.split.first(set_aside)) if set_aside else set()
+    left = tuple(p for p in cache.patients("train") if p not in aside)
+    if not left:
+        raise ConfigError(f"no training patient of {cache.path} is left to pre-train on; lower --set-aside or prepare more scans")
+    return left
+
+
+def build_learner(settings: PretrainSettings[Any], cache: Cache) -> Learner:
+    """The method's Learner with weights drawn from the seed, without touching the global generator."""
+    module = find("method", settings.method, METHODS)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.train.seed)
+        return module.LEARNER(settings.learner, cache.manifest["channels"], training.to_unit(cache))
+
+
+def _require_recipe(cache: Cache, settings: PretrainSettings[Any]) -> None:
+    made_for = cache.manifest["recipe"]
+    if made_for != settings.recipe and not settings.any_recipe:
+        raise ConfigError(
+            f"{cache.path} was made with recipe {made_for}, not {settings.recipe}; prepare it again with "
+            f"--recipe {settings.recipe}, pre-train with --recipe {made_for}, or accept it with --set any_recipe=true"
+        )
+
+
+def _probing(settings: PretrainSettings[Any], cache: Cache, device: torch.device, loader: Loader) -> Validate | None:
+    """Probes the frozen encoder every few epochs, on train against val, where the cache has labels."""
+    every = settings.probe_every_epochs
+    if not every:
+        return None
+    training.require_group(cache, "candidates", "probing while pre-training (probe_every_epochs)")
+
+    def validate(learner: Learner, step: int) -> dict[str, float | None]:
+        if step // loader.steps_per_epoch % every:
+            return {}
+        figures, _ = probe_features(learner.encoder, cache, device, "val")
+        return {f"probe/{name}": value for name, value in figures.items()}
+
+    return validate
+
+
+def _pictures(trainer: Trainer, loader: Loader) -> dict[str, Any]:
+    """Four samples as the network sees them now, for the report."""
+    learner = trainer.learner.eval()
+    positions, batch = next(loader.batches(0))
+    few = {name: array[:4] for name, array in batch.items()}
+    with torch.no_grad():
+        views = learner.views(few, Rng.at(trainer.config.seed, 0, positions[:4]))
+        return {name: image.float().cpu().numpy() for name, image in learner.pictures(views).items()}
+
+
+def _cost(settings: PretrainSettings[Any], cache: Cache, device: torch.device) -> dict[str, Any]:
+    patients = training_patients(cache, settings.set_aside)
+    pairs = int(cache.sizes("pairs", "globals", cache.cases(patients=patients)).sum())
+    per_epoch = pairs // settings.train.batch
+    steps = settings.train.steps or settings.train.epochs * per_epoch
+    seconds = _seconds(settings, steps, device)
+    return {
+        "patients": len(patients),
+        "pairs": pairs,
+        "steps": steps,
+        "tflop per step": round(cost.step_flops(settings.learner, settings.train.batch) / 1e12, 3),
+        "device": device.type,
+        "hours (arithmetic alone)": round(seconds / 3600, 2),
+        "cache bytes": sum(r["bytes"] for r in cache.manifest["cases"]),
+    }
+
+
+def _seconds(settings: PretrainSettings[Any], steps: int, device: torch.device) -> float:
+    return cost.step_flops(settings.learner, settings.train.batch) * steps / cost.machine_rate(device)

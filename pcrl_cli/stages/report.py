@@ -1,0 +1,203 @@
+"""What each stage shows in its report.html; `pcrl report` joins runs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.pure.froc import Froc
+from pcrl_cli.pure.metrics import roc_points
+from pcrl_cli.report import figures
+from pcrl_cli.report.html import Block, Cell, Facts, Missing, Notes, Paragraph, Picture, Report, Section, Table, write_report
+from pcrl_cli.report.paper_numbers import beside
+from pcrl_cli.stages.predictions import Predictions
+from pcrl_cli.stages.results import Result
+
+if TYPE_CHECKING:
+    from pcrl_cli.stages.evaluate import EvaluateResult
+    from pcrl_cli.stages.finetune import FinetuneResult
+    from pcrl_cli.stages.pretrain import PretrainResult
+
+Rows = list[dict[str, Any]]
+
+
+class ReportResult(Result):
+    schema_: str = Field("pcrl.report/1", serialization_alias="schema")
+    report: Path
+    runs: list[Path]
+
+
+def pretrain_report(run: Run, result: "PretrainResult", pictures: dict[str, np.ndarray]) -> None:
+    """Losses, collapse statistics, speed, and the views as the network saw them."""
+    outcome = result.outcome
+    facts: dict[str, Cell] = {
+        "patients": result.patients,
+        "pairs": result.pairs,
+        "parameters": result.parameters,
+        "steps": outcome["steps"],
+        "minutes": outcome["seconds"] / 60,
+        "pairs a second": outcome["samples_per_second"],
+        "share of time waiting for data": outcome["data_wait"],
+        "cache": result.residency,
+    }
+    sections = [
+        Section("Run", [Facts(facts), Notes(outcome["alarms"], "warning")]),
+        *training_sections(read_metrics(run.metrics_path)),
+        Section(
+            "Views as the network saw them",
+            [
+                Picture(
+                    figures.views_figure(pictures),
+                    "Mid slices of four pairs: x, the target after flip and affine; x', the corrupted input; the "
+                    "restorations of x1' from each scale after training; and the local views.",
+                )
+            ],
+        ),
+        _settings_section(run),
+    ]
+    write_report(result.report, Report("Pre-training", str(run.folder), sections))
+
+
+def finetune_report(run: Run, result: "FinetuneResult") -> None:
+    facts: dict[str, Cell] = {
+        "task": result.task,
+        "start": result.start,
+        "labelled patients": result.labelled_patients,
+        "share of the training patients": result.ratio,
+        **result.candidates,
+        "kept": result.kept,
+        "best validation AUROC": result.best_validation if result.best_validation is not None else Missing(result.kept),
+    }
+    blocks: list[Block] = [Facts(facts), Notes(result.notes, "warning")]
+    if result.transfer:
+        blocks.append(_transfer_table(result.transfer))
+    sections = [
+        Section("Run", blocks),
+        *training_sections(read_metrics(run.metrics_path)),
+        _settings_section(run),
+    ]
+    write_report(result.report, Report(f"Fine-tuning: {result.task}", str(run.folder), sections))
+
+
+def evaluation_report(result: "EvaluateResult", p: Predictions, curve: Froc | None) -> None:
+    """The numbers beside the paper's, ROC and FROC curves, scores by class."""
+    header = ["metric", "value", "95 % from", "to", "interval"]
+    rows: list[list[Cell]] = [
+        ["AUROC", *_cells(result.auroc), "DeLong, candidates as independent"],
+        ["AUROC", *_cells(result.auroc_clustered), "bootstrap over patients"],
+        ["CPM", result.froc.cpm if result.froc.cpm is not None else Missing(result.froc.reason or ""), None, None, ""],
+    ]
+    facts: dict[str, Cell] = {
+        "run": str(result.run),
+        "start": result.start,
+        "cache": str(result.cache),
+        "part": result.split,
+        "patients": result.patients,
+        "candidates": result.candidates,
+        "nodules among them": result.positives,
+    }
+    paper = beside(result.task, result.ratio, {"this run": result.auroc.value})
+    sections = [
+        Section("Result", [Table(header, rows), Notes(result.notes, "warning"), Facts(facts)]),
+        Section("Beside the paper", [Table(paper.header, paper.rows, paper.note, paper.own, digits=1)]),
+    ]
+    scores = p.probability.astype(np.float64)
+    points = roc_points(p.label, scores)
+    if points is not None:
+        roc = figures.roc_curves({"this run": (points.fpr, points.tpr, result.auroc.value)})
+        sections.append(Section("ROC curve", [Picture(roc, "Receiver operating characteristic over candidates.")]))
+    if curve is not None and curve.cpm is not None:
+        image = figures.froc_curve(curve)
+        sections.append(Section("FROC curve", [Picture(image, "Sensitivity over false positives a scan, LUNA16's rule.")]))
+    if len(p.label):
+        image = figures.score_histogram(p.label, scores)
+        sections.append(Section("Scores", [Picture(image, "Predicted probabilities of both classes.")]))
+    write_report(result.report, Report(f"Evaluation: {result.task}", f"{result.run}, {result.split} part", sections))
+
+
+def training_sections(rows: Rows) -> list[Section]:
+    """The loss terms, the features' health, speed."""
+    if not rows:
+        return []
+    terms = sorted({k.removeprefix("loss/") for row in rows for k in row if k.startswith("loss/")})
+    sections = [Section("Losses", [Picture(figures.loss_curves(rows, terms), "Every loss term at every step.")])]
+    validated = [row for row in rows if any(k.startswith(("val_", "probe/")) for k in row)]
+    if validated:
+        names = sorted({k for row in validated for k in row if k.startswith(("val_", "probe/"))})
+        table = [[row["step"] + 1, *(row.get(name) for name in names)] for row in validated]
+        sections.append(Section("Validation", [Table(["after step", *names], table[-40:])]))
+    if any(k.startswith("rank/") for row in rows for k in row):
+        caption = (
+            "Effective rank of the features and std of the L2-normalised features before any batch norm, with the "
+            "thresholds under which three checks on end raise an alarm."
+        )
+        sections.append(Section("Is it learning?", [Picture(figures.collapse_curves(rows, _alarms(rows)), caption)]))
+    sections.append(Section("Pace", [Picture(figures.pace_curves(rows), "Learning rate, speed, waiting for data.")]))
+    return sections
+
+
+def _alarms(rows: Rows) -> dict[str, float]:
+    """The thresholds that the checks used."""
+    found = {}
+    for row in rows:
+        for kind in ("rank", "std"):
+            found |= {f"{kind}/{k.removeprefix(f'{kind}_min/')}": v for k, v in row.items() if k.startswith(f"{kind}_min/")}
+    return found
+
+
+def _cells(estimate: Any) -> list[Cell]:
+    missing = Missing(estimate.reason or "")
+    return [v if v is not None else missing for v in (estimate.value, estimate.low, estimate.high)]
+
+
+def _transfer_table(transfer: dict[str, Any]) -> Table:
+    kinds = ("loaded", "missing", "unexpected", "wrong_shape", "adapted", "differences")
+    rows: list[list[Cell]] = [[kind.replace("_", " "), len(transfer[kind]), "; ".join(transfer[kind][:6]) if kind != "loaded" else ""] for kind in kinds]
+    return Table(["keys", "number", "which"], rows, f"{100 * transfer['share']:.1f} % of the encoder's values were loaded.")
+
+
+def _settings_section(run: Run) -> Section:
+    text = (run.folder / "config.yaml").read_text("utf-8")
+    rows: list[list[Cell]] = [[line.split(":", 1)[0], line.split(":", 1)[1].strip()] for line in text.splitlines() if ":" in line]
+    return Section("Settings", [Table(["setting", "value"], rows, "config.yaml; `--config` with it repeats the run.")])
+
+
+def join_reports(runs: Sequence[Path], out: Path) -> ReportResult:
+    """One page for many runs: their evaluations in a table, losses and curves of each.
+
+    Raises:
+        ConfigError: a folder is no run.
+    """
+    if not runs:
+        raise ConfigError("there is no run to report on; give run folders")
+    opened = [Run.load(folder) for folder in runs]
+    header = ["run", "verb", "start", "labels", "part", "AUROC", "from", "to", "CPM"]
+    rows, curves = [], {}
+    for run in opened:
+        for path in sorted(run.folder.glob("evaluation/*/evaluation.json")):
+            e = json.loads(path.read_text("utf-8"))
+            a = e["auroc_clustered"]
+            rows.append([run.folder.name, "finetune", e["start"], e["ratio"], path.parent.name, a["value"], a["low"], a["high"], e["froc"]["cpm"]])
+            points = _points_of(path.parent / "predictions.csv")
+            if points is not None:
+                curves[f"{run.folder.name} {path.parent.name}"] = (points.fpr, points.tpr, e["auroc"]["value"])
+    first: list[Block] = [Table(header, rows, "Intervals: 95 %, bootstrap over patients.")] if rows else [Paragraph("No evaluation yet.")]
+    sections = [Section("Evaluations", first)]
+    if curves:
+        sections.append(Section("ROC curves", [Picture(figures.roc_curves(curves), "All evaluations.")]))
+    for run in opened:
+        for section in training_sections(read_metrics(run.metrics_path) if run.metrics_path.exists() else []):
+            sections.append(Section(f"{run.folder.name}: {section.heading}", section.blocks))
+    write_report(out, Report("Runs", f"{len(opened)} runs", sections))
+    return ReportResult(report=out, runs=list(runs))
+
+
+def _points_of(path: Path) -> Any:
+    table = pd.read_csv(path)
+    return roc_points(table["label"].to_numpy(), table["probability"].to_numpy(dtype=np.float64)) if len(table) else None

@@ -1,0 +1,140 @@
+"""What pre-training and fine-tuning share: settings of a run, the opened cache, weights' contracts."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pcrl_cli import __version__
+from pcrl_cli.core import files
+from pcrl_cli.core.config import Settings, dump_yaml
+from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
+from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.learner import Learner
+from pcrl_cli.core.listener import Listener
+from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.engine.trainer import Outcome
+from pcrl_cli.networks.transfer import contract_metadata
+
+
+def open_verified(path: Path, memory: Path) -> Cache:
+    """A cache whose shards' hashes are right; each file is hashed once and remembered in `memory`."""
+    cache = open_cache(path)
+    with files.blame_machine(memory):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+    cache.verify("full", memory)
+    return cache
+
+
+def require_dim(cache: Cache, dim: int) -> None:
+    """Refuses a 2D cache for 3D work and the reverse."""
+    if cache.manifest["dim"] != dim:
+        raise ConfigError(f"{cache.path} is a {cache.manifest['dim']}D cache, but --dim {dim}d was asked for; give a {dim}D cache")
+
+
+def require_group(cache: Cache, group: str, what: str) -> None:
+    if group not in cache.groups:
+        raise ConfigError(f"{cache.path} holds no {group}, which {what} needs (it holds {', '.join(cache.groups)}); give another cache")
+
+
+def domain_of(cache: Cache) -> Domain:
+    """What weights that are trained on this cache have seen."""
+    m = cache.manifest
+    window = m["settings"]["intensity"]
+    intensity = {"hu_min": window["hu_min"], "hu_max": window["hu_max"]} if m["modality"] == "ct" else {}
+    return Domain(
+        channels=m["channels"],
+        modality=m["modality"],
+        spacing_mm=m["spacing_mm"],
+        intensity=intensity,
+        normalisation="z-score of each view, from [0, 1]",
+    )
+
+
+def to_unit(cache: Cache) -> tuple[float, float]:
+    scale, offset = cache.manifest["to_unit"]
+    return float(scale), float(offset)
+
+
+def patient_names(cache: Cache, patients: Sequence[str]) -> list[str]:
+    """Patients as weights remember them: with the data set's name, since ids such as `case1` are not unique."""
+    reader = cache.manifest["reader"]["name"]
+    return [f"{reader}:{patient}" for patient in patients]
+
+
+def contract_of(
+    cache: Cache, architecture: Architecture, patients: Patients, method: str, recipe: str, steps: int
+) -> Contract:
+    return Contract(
+        architecture=architecture,
+        domain=domain_of(cache),
+        patients=patients,
+        method=method,
+        recipe=recipe,
+        steps=steps,
+        cache=cache.manifest["fingerprint"],
+        pcrl=__version__,
+    )
+
+
+def metadata_of(contract: Contract) -> Callable[[int], dict[str, str]]:
+    """The metadata of a checkpoint's model file at a step."""
+    return lambda step: contract_metadata(contract.model_copy(update={"steps": step}))
+
+
+def run_fingerprint(verb: str, settings: Settings, *inputs: str) -> str:
+    """What a run's name and its "same settings" go by: not the place of its caches, but what is in them."""
+    return files.fingerprint([verb, settings.model_dump(mode="json"), *inputs])
+
+
+def open_run(out: Path, verb: str, settings: Settings, fingerprint: str, overwrite: bool) -> Run:
+    return Run.open(out, verb, settings.model_dump(mode="json"), fingerprint, dump_yaml(settings), overwrite)
+
+
+def state_of(out: Path, fingerprint: str) -> str:
+    """What `--dry-run` says of the run folder."""
+    if not (out / "run.json").exists():
+        return "new"
+    run = Run.load(out)
+    if run.record["fingerprint"] != fingerprint:
+        return "other settings are there: the command would be refused"
+    return "finished: nothing to do" if run.finished else "to be continued"
+
+
+def outcome_dict(outcome: Outcome, run: Run) -> dict[str, Any]:
+    """How training ended, with the last row's terms."""
+    rows = read_metrics(run.metrics_path)
+    last = {k.removeprefix("loss/"): v for k, v in rows[-1].items() if k.startswith("loss/")} if rows else {}
+    values = asdict(outcome)
+    for key in ("seconds", "samples_per_second", "data_wait"):
+        values[key] = round(values[key], 4)
+    return {**values, "last": last}
+
+
+def manifest_digest(cache: Cache) -> str:
+    """What is in a cache: its settings and the hash of every shard."""
+    shards = {record["case"]: record["sha256"] for record in cache.manifest["cases"]}
+    return files.fingerprint([cache.manifest["fingerprint"], shards, cache.split.model_dump()])
+
+
+def count_parameters(learner: Learner) -> int:
+    return sum(p.numel() for p in learner.parameters())
+
+
+def note_duration(listener: Listener, what: str, seconds: float, on_cpu: bool, hint: str) -> None:
+    """Says what long work will take; on a CPU, when it would be more than a day, also what to do instead."""
+    hours = seconds / 3600
+    spell = f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+    if hours > 24 * 60:
+        spell = f"{hours / 24 / 30:.0f} months"
+    text = f"{what} will take about {spell}"
+    if on_cpu and hours > 24:
+        listener.warn(f"{text} on this CPU; {hint}")
+    else:
+        listener.say(text)
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

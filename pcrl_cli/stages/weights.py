@@ -1,0 +1,30 @@
+"""Encoders out of runs and files."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pcrl_cli.data.cache import Cache
+from pcrl_cli.engine.run import Run
+from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.networks.transfer import Weights, load_encoder, read_weights
+from pcrl_cli.stages import training
+
+
+def weights_of(source: Path) -> Weights:
+    """The encoder of a run folder (its best or last checkpoint, hash checked) or of a weights file."""
+    if source.is_dir():
+        run = Run.load(source)
+        run.check_weights()
+        return read_weights(run.weights_path())
+    return read_weights(source)
+
+
+def encoder_of(source: Path, cache: Cache) -> tuple[nn.Module, Weights, dict[str, Any]]:
+    """The encoder, loaded for this cache's images, and the report on every key."""
+    weights = weights_of(source)
+    encoder = build_encoder(weights.contract.architecture, cache.manifest["channels"])
+    report = load_encoder(encoder, weights, training.domain_of(cache))
+    return encoder, weights, asdict(report)

@@ -1,0 +1,72 @@
+"""A workspace holds data/NAME, cache/NAME and runs/NAME, so that every path has a default."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pcrl_cli.core.errors import ConfigError
+
+
+class Workspace:
+    """The current folder, `--workspace`, or PCRL_WORKSPACE."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = Path(root or os.environ.get("PCRL_WORKSPACE") or ".")
+
+    def data(self, name: str) -> Path:
+        return self.root / "data" / name
+
+    def cache(self, name: str) -> Path:
+        return self.root / "cache" / name
+
+    def run(self, verb: str, name: str, fingerprint: str) -> Path:
+        """A run's default folder: the same settings find their own run again."""
+        return self.root / "runs" / f"{verb}-{name}-{fingerprint[:8]}"
+
+    def caches(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Every prepared cache and its manifest."""
+        found = []
+        for path in sorted(self.root.glob("cache/*/manifest.json")):
+            try:
+                found.append((path.parent, json.loads(path.read_text("utf-8"))))
+            except (OSError, ValueError):
+                continue  # opening it says what is wrong; looking for another must not fail on it
+        return found
+
+    def find_cache(self, dim: int, group: str) -> Path:
+        """The one cache of a dimension that holds a group of arrays.
+
+        Raises:
+            ConfigError: there is none, or more than one (they are listed).
+        """
+        fits = [path for path, m in self.caches() if m.get("dim") == dim and group in m.get("groups", [])]
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            raise ConfigError(f"several caches fit: {', '.join(map(str, fits))}; say which one")
+        others = [f"{path} ({m.get('dim')}D)" for path, m in self.caches()]
+        seen = f"; there are {', '.join(others)}" if others else ""
+        raise ConfigError(
+            f"there is no {dim}D cache with {group} in {self.root / 'cache'}{seen}; make one with `pcrl prep` or give its path"
+        )
+
+    def find_run(self, verb: str, task: str | None = None) -> Path:
+        """The newest finished run of a verb (and task).
+
+        Raises:
+            ConfigError: there is none.
+        """
+        fits = []
+        for path in self.root.glob("runs/*/run.json"):
+            try:
+                record = json.loads(path.read_text("utf-8"))
+            except (OSError, ValueError):
+                continue
+            if record.get("verb") == verb and record.get("status") == "finished":
+                if task is None or record.get("settings", {}).get("task") == task:
+                    fits.append((path.stat().st_mtime_ns, path.parent))
+        if not fits:
+            what = f"a finished `pcrl {verb}` run" + (f" of task {task}" if task else "")
+            raise ConfigError(f"there is no {what} in {self.root / 'runs'}; make one, or give its folder")
+        return max(fits)[1]

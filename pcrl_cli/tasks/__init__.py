@@ -1,0 +1,4 @@
+"""Downstream Learners that also predict, one file each: Config, CROP_PLAN, GROUP, ARRAYS, METRIC and the Task itself."""
+
+TASKS: dict[str, str] = {"luna": "pcrl_cli.tasks.luna"}
+"""Name -> module, imported on use."""

@@ -1,0 +1,80 @@
+"""Pulmonary nodule detection: is a candidate of LUNA16 a nodule?"""
+
+from itertools import permutations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from pydantic import Field
+from torch import Tensor, nn
+
+from pcrl_cli.augment.intensity import z_normalise
+from pcrl_cli.core.config import Settings
+from pcrl_cli.core.learner import Batch, Views
+from pcrl_cli.core.rng import Rng, Stream
+from pcrl_cli.pure.crops import CandidateBlocks
+from pcrl_cli.tasks.base import Classification
+
+GROUP = "candidates"
+ARRAYS = ("blocks", "label")
+CROP_PLAN = CandidateBlocks
+METRIC = "auroc"
+
+
+class Config(Settings):
+    """The paper's numbers: 48^3 round the candidate, one nodule to two others."""
+
+    side: int = Field(48, ge=8, description="voxels of 1 mm")
+    negatives_per_positive: float = Field(2.0, gt=0)
+
+
+class Luna(Classification):
+    """Batch: `blocks` (b, 1, n, n, n) as stored, the candidate in the middle voxel; `label` (b,)."""
+
+    def __init__(self, encoder: nn.Module, config: Config, to_unit: tuple[float, float]) -> None:
+        super().__init__(encoder, outputs=1)
+        self.config, self.to_unit = config, to_unit
+
+    def views(self, batch: Batch, rng: Rng) -> Views:
+        """A random side^3 of every block, turned by one of the cube's 48 symmetries (flips, rotations of 90 degrees)."""
+        stream = rng.sample.fork("luna")
+        crop = rotated_crop(batch["blocks"], self.config.side, stream)
+        return {"x": self._input(crop), "label": batch["label"]}
+
+    def centre(self, batch: Batch) -> Float[Tensor, "b c x y z"]:
+        blocks, side = batch["blocks"], self.config.side
+        start = blocks.shape[-1] // 2 - side // 2
+        cut = slice(start, start + side)
+        return self._input(blocks[:, :, cut, cut, cut])
+
+    def _input(self, stored: Tensor) -> Tensor:
+        """HU window -> [0, 1] -> z-normalised, as in pre-training."""
+        scale, offset = self.to_unit
+        return z_normalise(stored.float() * scale + offset)
+
+
+def rotated_crop(blocks: Tensor, side: int, stream: Stream) -> Tensor:
+    """One gather: (b, c, n, n, n) -> (b, c, side, side, side), a start corner and a cube symmetry a sample."""
+    b, c, n = blocks.shape[:3]
+    device = blocks.device
+    start = stream.integers(n - side + 1, 3)  # b 3
+    order = torch.tensor(list(permutations(range(3))), device=device)[stream.integers(6)]  # b 3
+    flip = stream.integers(2, 3).bool()  # b 3
+    i = torch.arange(side, device=device)
+    along = start[:, :, None] + torch.where(flip[:, :, None], side - 1 - i, i)  # b 3 side: index along each block axis
+    stride = torch.tensor([n * n, n, 1], device=device)
+    steps = (along * stride[:, None]).gather(1, order[:, :, None].expand(-1, -1, side))  # output axis k runs along order[k]
+    index = steps[:, 0, :, None, None] + steps[:, 1, None, :, None] + steps[:, 2, None, None, :]
+    taken = blocks.flatten(2).gather(2, index.reshape(b, 1, -1).expand(-1, c, -1))
+    return taken.view(b, c, side, side, side)
+
+
+def epoch_order(labels: Shaped[np.ndarray, " n"], config: Config, seed: int, epoch: int) -> Int[np.ndarray, " m"]:
+    """An epoch's items: every positive, and afresh each epoch as many negatives as asked for, in random order."""
+    rng = np.random.default_rng([seed, 0x10A, epoch])
+    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    wanted = min(len(negatives), round(config.negatives_per_positive * len(positives)))
+    return rng.permutation(np.concatenate([positives, rng.choice(negatives, wanted, replace=False)]))
+
+
+TASK = Luna
