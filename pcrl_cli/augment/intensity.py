@@ -1,6 +1,5 @@
 """Blur, noise, gamma and z-normalisation, with TorchIO 1.2.1's conventions. Intensities are in [0, 1] before them."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -115,7 +114,7 @@ def z_normalise(batch: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]
     """
     flat = batch.flatten(1)
     centred = flat - flat.mean(dim=1, keepdim=True)
-    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(flat.shape[1] - 1)
+    std = (centred.square().sum(dim=1, keepdim=True) / (flat.shape[1] - 1)).sqrt()
     same = constant(batch)[:, None]
     return centred.mul_(torch.where(same, 0.0, 1.0 / torch.where(same, 1.0, std))).view_as(batch)
 

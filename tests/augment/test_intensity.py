@@ -99,8 +99,8 @@ def test_an_exponent_of_one_changes_nothing(make_views: Callable) -> None:
 
 
 def test_z_normalisation_equals_torchio(make_views: Callable) -> None:
-    batch = make_views(4, c=2)
-    assert difference(z_normalise(batch), [tio.ZNormalization()(v) for v in batch]) < 5e-6
+    batch = make_views(4, (64, 64, 32), c=2)
+    assert difference(z_normalise(batch), [tio.ZNormalization()(v) for v in batch]) < 2e-6
 
 
 def test_z_normalisation_divides_by_n_minus_one() -> None:
