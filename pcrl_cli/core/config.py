@@ -18,7 +18,32 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pcrl_cli.core.errors import ConfigError, UsageError
 
 RECIPES = ("paper", "released")
-RESERVED = ("PCRL_WORKSPACE", "PCRL_DATA", "PCRL_COMMIT")  # variables that are not settings
+ENVIRONMENT = "environment"
+RESERVED = ("PCRL_WORKSPACE", "PCRL_DATA")  # variables that are not settings
+GROUPS = frozenset(
+    (
+        "reader",
+        "recipe",
+        "seed",
+        "spacing_mm",
+        "intensity",
+        "pairs",
+        "candidates",
+        "method",
+        "dim",
+        "learner",
+        "train",
+        "set_aside",
+        "any_recipe",
+        "probe_every_epochs",
+        "task",
+        "ratio",
+        "width",
+        "poolings",
+        "allow_overlap",
+    )
+)
+"""First keys that some verb knows: a PCRL_* variable of another verb is passed over, not an error."""
 
 
 class Settings(BaseModel):
@@ -64,7 +89,7 @@ def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
     for name, text in sorted((os.environ if environ is None else environ).items()):
         if name.startswith("PCRL_") and name not in RESERVED:
             put(values, name.removeprefix("PCRL_").lower().replace("__", "."), _value(text))
-    return "environment", values
+    return ENVIRONMENT, values
 
 
 def set_layer(pairs: Iterable[str]) -> Layer:
@@ -133,6 +158,7 @@ def build(model: type[Model], layers: Iterable[Layer]) -> tuple[Model, dict[str,
     Raises:
         ConfigError: an unknown key (with the nearest known one) or a value that does not fit, and where it came from.
     """
+    layers = [(name, _meant_for(model, tree) if name == ENVIRONMENT else tree) for name, tree in layers]
     values, origin = merge(layers)
     for key in origin:
         _check_known(model, key, origin[key])
@@ -151,6 +177,15 @@ def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str,
         what = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
         raise ConfigError(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
+
+
+def picked(layers: Iterable[Layer], key: str, default: Any) -> Any:
+    """The top-level value that the layers give a key, before there is a model."""
+    return merge(layers)[0].get(key, default)
+
+
+def _meant_for(model: type[BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key in model.model_fields or key not in GROUPS}
 
 
 def _check_known(model: type[BaseModel], dotted: str, origin: str) -> None:

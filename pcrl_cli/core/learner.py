@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.rng import Rng
 
 Batch = dict[str, Tensor]
@@ -46,8 +47,15 @@ class Learner(nn.Module):
     deterministic function of its arguments and of the parameters.
     """
 
-    encoder: nn.Module
-    """The part that is exported, probed and transferred."""
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that is exported, probed and transferred."""
+        raise NotImplementedError
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the encoder, for the weights' contract."""
+        raise NotImplementedError
 
     def views(self, batch: Batch, rng: Rng) -> Views:
         """Draws and applies the augmentations; runs without gradients on the batch's device."""

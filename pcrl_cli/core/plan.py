@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -40,6 +40,7 @@ class Drawn:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+@runtime_checkable
 class CropPlan(Protocol):
     """A recipe for arrays of one scan. Implementations are frozen pydantic models, so that settings have a fingerprint."""
 

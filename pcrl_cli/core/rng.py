@@ -9,6 +9,7 @@ augmentation, not for cryptography.
 import hashlib
 import math
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int, Int32
 from torch import Tensor

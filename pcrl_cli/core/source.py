@@ -1,7 +1,7 @@
 """What the engine trains on."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from pcrl_cli.core.learner import Batch
 
 
+@runtime_checkable
 class Source(Protocol):
     """An endless, stateless order of batches: what step s holds is a function of (seed, s)."""
 

@@ -70,7 +70,9 @@ class Loader:
                 "set a smaller --batch or prepare more scans"
             )
         if batch % ranks:
-            raise ConfigError(f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}")
+            raise ConfigError(
+                f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}"
+            )
         self.place, self.residency = self._choose(where)
         self.resident = self._load() if self.place != "disk" else None
 
@@ -121,7 +123,10 @@ class Loader:
         free = psutil.virtual_memory().available
         if need <= RAM_SHARE * free:
             return "ram", f"ram ({size} of {free / 1e9:.0f} GB free)"
-        return "disk", f"disk, read ahead ({size}, more than {RAM_SHARE:.0%} of the {free / 1e9:.0f} GB of memory that are free)"
+        return (
+            "disk",
+            f"disk, read ahead ({size}, more than {RAM_SHARE:.0%} of the {free / 1e9:.0f} GB of memory that are free)",
+        )
 
     def _load(self) -> dict[str, Tensor]:
         arrays = self.cache.read(self.group, self.arrays, self.cases).arrays

@@ -32,7 +32,12 @@ class CollapseWatch:
             n, c = features.after.shape
             rank, std = float(effective_rank(features.after)), float(feature_std(features.before))
             rank_min, std_min = thresholds(n, c)
-            figures |= {f"rank/{name}": rank, f"std/{name}": std, f"rank_min/{name}": rank_min, f"std_min/{name}": std_min}
+            figures |= {
+                f"rank/{name}": rank,
+                f"std/{name}": std,
+                f"rank_min/{name}": rank_min,
+                f"std_min/{name}": std_min,
+            }
             low = not (rank >= rank_min and std >= std_min)
             self.low[name] = self.low.get(name, 0) + 1 if low else 0
             if self.low[name] == CHECKS:

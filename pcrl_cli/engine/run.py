@@ -1,12 +1,12 @@
 """The run folder: settings, metrics, sealed checkpoints, result. Nothing in it is ever half-written.
 
-    RUN/
-    ├── run.json            verb, fingerprint, status (running | finished), result
-    ├── config.yaml         the resolved settings; `--config RUN/config.yaml` repeats the run
-    ├── metrics.jsonl       one object a logged step
-    ├── checkpoints/step_000500/ {model, optim}.safetensors, state.json with their SHA-256
-    ├── best/               the same, of the best validation so far (fine-tuning)
-    └── captures/           the batch of a non-finite step
+RUN/
+├── run.json            verb, fingerprint, status (running | finished), result
+├── config.yaml         the resolved settings; `--config RUN/config.yaml` repeats the run
+├── metrics.jsonl       one object a logged step
+├── checkpoints/step_000500/ {model, optim}.safetensors, state.json with their SHA-256
+├── best/               the same, of the best validation so far (fine-tuning)
+└── captures/           the batch of a non-finite step
 """
 
 import hashlib
@@ -226,7 +226,9 @@ def seal(target: Path, checkpoint: Checkpoint, metadata: dict[str, str]) -> None
         files.sync(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise MachineError(f"cannot write {target}: {error.strerror}; free space or change permissions, then run again") from None
+        raise MachineError(
+            f"cannot write {target}: {error.strerror}; free space or change permissions, then run again"
+        ) from None
 
 
 def unseal(folder: Path) -> Checkpoint:

@@ -6,7 +6,9 @@ from typing import Literal
 Schedule = Literal["cosine", "cosine_epoch", "halving", "constant"]
 
 
-def factor(schedule: Schedule, step: int, steps: int, warmup: int, steps_per_epoch: int, halve_every: int = 50) -> float:
+def factor(
+    schedule: Schedule, step: int, steps: int, warmup: int, steps_per_epoch: int, halve_every: int = 50
+) -> float:
     """What multiplies the base learning rate at a step.
 
     warmup: linear from 1/warmup to 1 over the first steps, then the schedule over the rest.

@@ -143,7 +143,9 @@ class Trainer:
         self.metadata, self.validate, self.best_name = metadata, validate, best
         self.listener = listener or Listener()
         self.precision = resolve_precision(config.precision, device)
-        self.learner = learner.to(device, memory_format=torch.channels_last_3d if device.type == "cuda" else torch.preserve_format)
+        self.learner = learner.to(device)
+        if device.type == "cuda":
+            self.learner.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimisers = make_optimisers(self.learner, config)
         self.per_epoch = source.steps_per_epoch
         self.steps = config.steps or config.epochs * self.per_epoch
@@ -186,7 +188,10 @@ class Trainer:
                     self._log(row)
                     if self.world.any(self.stop, self.device):
                         self.save()
-                        raise Preempted(f"stopped by a signal at step {self.step} of {self.steps}, everything is saved in {self.run.folder}; run the same command again to go on")
+                        raise Preempted(
+                            f"stopped by a signal at step {self.step} of {self.steps}, everything is saved in "
+                            f"{self.run.folder}; run the same command again to go on"
+                        )
                     if at_end or time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
                         self.save()
                         saved = time.monotonic()
@@ -257,7 +262,11 @@ class Trainer:
 
     def _skips(self, loss: float) -> bool:
         c = self.config
-        return c.skip_loss_above is not None and loss > c.skip_loss_above and self.step >= c.skip_loss_after_epoch * self.per_epoch
+        return (
+            c.skip_loss_above is not None
+            and loss > c.skip_loss_above
+            and self.step >= c.skip_loss_after_epoch * self.per_epoch
+        )
 
     def _set_lr(self) -> float:
         c = self.config
@@ -269,7 +278,13 @@ class Trainer:
 
     def _not_finite(self, batch: Batch, positions: Tensor, terms: dict[str, float], norm: float) -> None:
         bad = [name for name, value in terms.items() if not math.isfinite(value)] or ["the gradient"]
-        state = {"step": self.step, "steps": self.steps, "seed": self.config.seed, "terms": {k: repr(v) for k, v in terms.items()}, "gradient_norm": repr(norm)}
+        state = {
+            "step": self.step,
+            "steps": self.steps,
+            "seed": self.config.seed,
+            "terms": {k: repr(v) for k, v in terms.items()},
+            "gradient_norm": repr(norm),
+        }
         where = self.run.capture(self.step, {**batch, "positions": positions}, state)
         self.save()
         raise NumericalError(
@@ -291,7 +306,9 @@ class Trainer:
             self.listener.warn(f"at step {self.step} {text}")
         if alarms and self.config.stop_on_collapse:
             self.save()
-            raise NumericalError(f"at step {self.step} {alarms[0]}; lower train.lr or raise the batch, or leave --stop-on-collapse out")
+            raise NumericalError(
+                f"at step {self.step} {alarms[0]}; lower train.lr or raise the batch, or leave --stop-on-collapse out"
+            )
         return figures
 
     def _validated(self) -> dict[str, Any]:

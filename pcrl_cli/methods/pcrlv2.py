@@ -1,10 +1,11 @@
 """PCRLv2 (Zhou et al., TPAMI 2023): pixel restoration and siamese comparison at every scale of a non-skip U-Net.
 
 Symbols are the paper's. x1, x2: global views after the global (spatial) augmentation, the targets. g1, g2: the same
-after the local (pixel) augmentation, what the network sees (the paper's x1', x2'). l1..l6: local views. F_0: bottleneck,
-F_1..F_N: decoder maps, coarse to fine. f_i^R: restoration head, f_P: predictor of scale i. v_i = BN(GAP(F_i)).
+after the local (pixel) augmentation, what the network sees (the paper's x1', x2'). l1..l6: local views. F_0: the
+bottleneck, F_1..F_N: decoder maps, coarse to fine. f_i^R: restoration head, f_P: predictor of scale i. v_i = BN(GAP(F_i)).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -20,6 +21,7 @@ from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.learner import Batch, Learner, Progress, Views, Watched
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.blocks import gap
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.heads import Comparison, Restoration, RestoreHead
 from pcrl_cli.networks.nsunet import NsUNet, Up
 from pcrl_cli.networks.unet3d import UNet3dEncoder
@@ -53,6 +55,9 @@ class Config(Settings):
     local_terms: Literal["sum", "mean"] = Field("sum", description="Eq. 10: sum; released code: mean")
     stop_gradient: bool = Field(True, description="off only to see a collapse")
     augment: Ranges = Ranges()
+    augmentation: Literal["batched", "torchio"] = Field(
+        "batched", description="torchio: the reference, on the CPU, slow"
+    )
 
     @model_validator(mode="after")
     def _scales_exist(self) -> "Config":
@@ -134,7 +139,10 @@ class PCRLv2(Learner):
         self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip)
         sigmoid = config.restore_activation == "sigmoid"
         self.restore = nn.ModuleDict(
-            {str(i): Restoration(3, self.net.widths[i], channels, config.restore_head, sigmoid) for i in config.restore_at}
+            {
+                str(i): Restoration(3, self.net.widths[i], channels, config.restore_head, sigmoid)
+                for i in config.restore_at
+            }
         )
         crossed = CROSSED_WIDTH if config.comparison == "crossed" else None
         self.compare = nn.ModuleDict({str(i): Comparison(self.net.widths[i], crossed) for i in config.compare_at})
@@ -143,8 +151,8 @@ class PCRLv2(Learner):
             self.full = nn.Sequential(nn.Conv3d(self.net.widths[-1], channels, 1), nn.Sigmoid())
 
     @property
-    def encoder(self) -> UNet3dEncoder:  # type: ignore[override]
-        return self.net.encoder  # type: ignore[return-value]
+    def encoder(self) -> Encoder:
+        return self.net.encoder
 
     @property
     def architecture(self) -> Architecture:
@@ -156,16 +164,27 @@ class PCRLv2(Learner):
         """x (b, 2, c, ...) targets in [0, 1]; g the same corrupted and z-normalised; l (b, k, c, ...); the scales."""
         globals_ = self._unit(batch["globals"])
         b, n = globals_.shape[:2]
-        x, g = global_views(globals_.flatten(0, 1), rng.sample.fork("global").each(n), self.config.augment)
+        x, g = self._augment(globals_.flatten(0, 1), rng.sample.fork("global").each(n), local=False)
         views: Views = {"x": x.unflatten(0, (b, n)), "g": g.unflatten(0, (b, n))}
         k = 0
         if self.config.crop != "none":
             locals_ = self._unit(batch[f"locals_{self.config.crop}"])
             k = locals_.shape[1]
-            l = local_views(locals_.flatten(0, 1), rng.sample.fork("local").each(k), self.config.augment)  # noqa: E741
+            _, l = self._augment(locals_.flatten(0, 1), rng.sample.fork("local").each(k), local=True)  # noqa: E741
             views["l"] = l.unflatten(0, (b, k))
         views["scales"] = draw_scales(self.config, rng.step, k)
         return views
+
+    def _augment(self, x01: Tensor, streams: Stream, local: bool) -> tuple[Tensor, Tensor]:
+        """(target, input) of views in [0, 1]; the target of local views is not used."""
+        if self.config.augmentation == "torchio":
+            from pcrl_cli.augment.reference import views_by_torchio  # 3 s to import; only comparisons need it
+
+            return views_by_torchio(x01, streams, self.config.augment, local=local)
+        if local:
+            l = local_views(x01, streams, self.config.augment)  # noqa: E741
+            return l, l
+        return global_views(x01, streams, self.config.augment)
 
     def _unit(self, stored: Tensor) -> Tensor:
         scale, offset = self.to_unit
@@ -212,7 +231,7 @@ class PCRLv2(Learner):
     def _heads(self, pyramid: list[Tensor]) -> "Heads":
         return Heads(self.compare, pyramid)
 
-    def _compare(self, a: "Heads", b: "Heads", i: int) -> Tensor:
+    def _compare(self, a: "Pairs", b: "Pairs", i: int) -> Tensor:
         """L^C(a, b) at scale i (Eq. 9), or its mean over all pairs of scales (`comparison: crossed`, Table 2)."""
         pairs = [(i, i)] if self.config.comparison == "pairwise" else list(product(self.config.compare_at, repeat=2))
         terms = [losses.comparison(*a(s), *b(t), self.config.stop_gradient) for s, t in pairs]
@@ -224,11 +243,7 @@ class PCRLv2(Learner):
         until = self.net.scales if self.config.comparison == "crossed" else scales.finest_local
         of_all = Heads(self.compare, self.net(l.flatten(0, 1), until))
         terms = torch.stack(
-            [
-                self._compare(of_all.of_view(j, b, k), heads[m], scales.local[m][j])
-                for m in range(2)
-                for j in range(k)
-            ]
+            [self._compare(of_all.of_view(j, b, k), heads[m], scales.local[m][j]) for m in range(2) for j in range(k)]
         )
         return terms.sum() if self.config.local_terms == "sum" else terms.mean()
 
@@ -245,12 +260,12 @@ class PCRLv2(Learner):
         watched = {"encoder": Watched(pooled, pooled)}
         for i in self.config.compare_at:
             before = both(gap(passes[0][i]), gap(passes[1][i]))
-            after = both(*(self.compare[str(i)].bn(gap(p[i])) for p in passes))
+            after = both(*(self.compare[str(i)](p[i])[0] for p in passes))
             watched[f"v{i}"] = Watched(before, after)
         return watched
 
     def pictures(self, views: Views) -> dict[str, Tensor]:
-        """Mid slices as the network saw them: a row a sample; columns x1, g1, x2, g2, restorations of g1; and locals."""
+        """Mid slices as the network saw them: a row a sample. x1, g1, x2, g2, restorations of g1, locals."""
         x, g = views["x"], views["g"]
         middle = x.shape[-1] // 2
         pyramid = self.net(g[:, 0])
@@ -262,6 +277,10 @@ class PCRLv2(Learner):
             l = views["l"]  # noqa: E741
             shown["local views"] = l[:, :, 0, :, :, l.shape[-1] // 2]
         return shown
+
+
+Pairs = Callable[[int], tuple[Tensor, Tensor]]
+"""Scale -> (v_i, f_P(v_i)) of one set of views."""
 
 
 class Heads:

@@ -4,12 +4,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pcrl_cli.networks.blocks import gap
+from pcrl_cli.networks.encoder import Encoder
 
 
 class Classifier(nn.Module):
     """(b, c, *space) -> (b, outputs) logits from GAP(F_0)."""
 
-    def __init__(self, encoder: nn.Module, outputs: int) -> None:
+    def __init__(self, encoder: Encoder, outputs: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(encoder.widths[-1], outputs)

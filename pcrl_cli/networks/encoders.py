@@ -1,13 +1,12 @@
 """Encoders by name, built from an architecture."""
 
-from torch import nn
-
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 
 
-def build_encoder(architecture: Architecture, channels: int) -> nn.Module:
+def build_encoder(architecture: Architecture, channels: int) -> Encoder:
     """The encoder that weights of this architecture belong to.
 
     Raises:

@@ -45,7 +45,9 @@ class Comparison(nn.Module):
         self.bn = nn.BatchNorm1d(c)
         self.project = nn.Linear(c, c_v) if c_v else nn.Identity()  # crossed comparison: one width for all scales
         c = c_v or c
-        self.predictor = nn.Sequential(nn.Linear(c, 2 * c), nn.BatchNorm1d(2 * c), nn.ReLU(inplace=True), nn.Linear(2 * c, c))
+        self.predictor = nn.Sequential(
+            nn.Linear(c, 2 * c), nn.BatchNorm1d(2 * c), nn.ReLU(inplace=True), nn.Linear(2 * c, c)
+        )
 
     def forward(self, f: Float[Tensor, "b c *space"]) -> tuple[Float[Tensor, "b c_v"], Float[Tensor, "b c_v"]]:
         """v_i and f_P(v_i)."""

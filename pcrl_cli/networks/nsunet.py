@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pcrl_cli.networks.blocks import AXES, Axes, ConvBnReLU
+from pcrl_cli.networks.encoder import Encoder
 
 Up = Literal["nearest", "deconv"]
 
@@ -23,9 +24,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         self.deconv = axes.deconv(c_in, c_in, 2, stride=2) if up == "deconv" else None
         bias = up == "deconv"  # recipe released: every convolution has a bias; recipe paper: none before a batch norm
-        self.convs = nn.Sequential(
-            ConvBnReLU(axes, c_in + c_skip, c_out, bias), ConvBnReLU(axes, c_out, c_out, bias)
-        )
+        self.convs = nn.Sequential(ConvBnReLU(axes, c_in + c_skip, c_out, bias), ConvBnReLU(axes, c_out, c_out, bias))
 
     def forward(self, x: Tensor, mirrored: Tensor, skip: bool) -> Tensor:
         size = mirrored.shape[2:]
@@ -49,7 +48,7 @@ class NsUNet(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, widths: tuple[int, ...] | None = None, up: Up = "nearest", skip: bool = False
+        self, encoder: Encoder, widths: tuple[int, ...] | None = None, up: Up = "nearest", skip: bool = False
     ) -> None:
         super().__init__()
         self.encoder, self.skip = encoder, skip

@@ -77,11 +77,15 @@ def read_weights(path: Path) -> Weights:
         zipped = file.read(4) == b"PK\x03\x04"
     tensors, text = _read_torch(path) if zipped or path.suffix in (".pt", ".pth") else _read_safetensors(path)
     if text is None:
-        raise ConfigError(f"{path} carries no pcrl contract, so what it belongs to is unknown; export it with `pcrl export`")
+        raise ConfigError(
+            f"{path} carries no pcrl contract, so what it belongs to is unknown; export it with `pcrl export`"
+        )
     try:
         contract = Contract.model_validate_json(text)
     except ValidationError:
-        raise IntegrityError(f"the contract in {path} is damaged or of another version; export the weights again") from None
+        raise IntegrityError(
+            f"the contract in {path} is damaged or of another version; export the weights again"
+        ) from None
     return Weights(path, _encoder_part(tensors), contract)
 
 
@@ -90,14 +94,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get("pcrl")  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{path} is no sound safetensors file ({str(error)[:80]}); copy or export it again") from None
+        raise IntegrityError(
+            f"{path} is no sound safetensors file ({str(error)[:80]}); copy or export it again"
+        ) from None
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise IntegrityError(f"{path} holds more than tensors and was not opened, since a pickle can run code") from None
+        raise IntegrityError(
+            f"{path} holds more than tensors and was not opened, since a pickle can run code"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         first = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise IntegrityError(f"{path} is no sound torch file ({first}); copy or export it again") from None
@@ -153,7 +161,9 @@ def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> Transf
             continue
         value = _inflate(key, value, own[key], report)
         if value.shape != own[key].shape:
-            report.wrong_shape.append(f"{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network")
+            report.wrong_shape.append(
+                f"{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network"
+            )
             continue
         new[key] = value
     report.loaded = sorted(new)
@@ -162,7 +172,8 @@ def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> Transf
     if report.share < ENOUGH:
         raise ConfigError(
             f"only {100 * report.share:.1f} % of the encoder's values are in {weights.path} "
-            f"({len(report.missing)} keys missing, {len(report.wrong_shape)} of another shape); these weights are of another network"
+            f"({len(report.missing)} keys missing, {len(report.wrong_shape)} of another shape); "
+            "these weights are of another network"
         )
     encoder.load_state_dict(own | new)
     return report

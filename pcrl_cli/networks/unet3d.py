@@ -4,9 +4,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pcrl_cli.networks.blocks import AXES, ConvBnReLU
+from pcrl_cli.networks.encoder import Encoder
 
 
-class UNet3dEncoder(nn.Module):
+class UNet3dEncoder(Encoder):
     """Levels of two Conv(k3, p1, bias)-BN-ReLU with max-pooling by 2 between them.
 
     Level d = 0..3 has widths in -> w 2^d -> 2 w 2^d; further levels keep 16 w -> 16 w -> 16 w. With w = 32: 64, 128,
@@ -29,7 +30,9 @@ class UNet3dEncoder(nn.Module):
         c_in, levels = channels, []
         for d, c_out in enumerate(self.widths):
             middle = width * 2**d if d < 4 else c_out
-            levels.append(nn.Sequential(ConvBnReLU(AXES[3], c_in, middle, True), ConvBnReLU(AXES[3], middle, c_out, True)))
+            levels.append(
+                nn.Sequential(ConvBnReLU(AXES[3], c_in, middle, True), ConvBnReLU(AXES[3], middle, c_out, True))
+            )
             c_in = c_out
         self.levels = nn.ModuleList(levels)
         self.pool = nn.MaxPool3d(2, ceil_mode=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcrl_cli.core.learner import Progress, Views
-from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
 from pcrl_cli.core.rng import Stream
+from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
 
 
 def step_flops(config: Config, batch: int, scale: int | None = None) -> float:

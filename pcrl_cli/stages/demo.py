@@ -2,9 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from pcrl_cli.core.config import Layer
 from pcrl_cli.core.listener import Listener
@@ -22,7 +20,7 @@ from pcrl_cli.stages.workspace import Workspace
 class DemoResult(Result):
     """AUROC of the same classifier from scratch and from the pre-trained encoder, on the same few labels."""
 
-    schema_: str = Field("pcrl.demo/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.demo/1"
     workspace: Path
     auroc: dict[str, float | None]
     intervals: dict[str, tuple[float | None, float | None]]
@@ -67,7 +65,19 @@ def demo(
         prepared.cache,
         workspace=workspace,
         listener=listener,
-        layers=[_layer(learner={"width": width}, train={"steps": pretrain_steps, "batch": 8, "warmup_steps": pretrain_steps // 6, "check_every": 10, "seed": seed}, set_aside=ratio)],
+        layers=[
+            _layer(
+                learner={"width": width},
+                train={
+                    "steps": pretrain_steps,
+                    "batch": 8,
+                    "warmup_steps": pretrain_steps // 6,
+                    "check_every": 10,
+                    "seed": seed,
+                },
+                set_aside=ratio,
+            )
+        ],
     )
     assert isinstance(pre, PretrainResult)
     clock = timed("pretrain", clock)
@@ -79,7 +89,13 @@ def demo(
             weights=weights,
             workspace=workspace,
             listener=listener,
-            layers=[_layer(ratio=ratio, train={"epochs": finetune_epochs, "batch": 16, "seed": seed}, **({} if weights else {"width": width}))],
+            layers=[
+                _layer(
+                    ratio=ratio,
+                    train={"epochs": finetune_epochs, "batch": 16, "seed": seed},
+                    **({} if weights else {"width": width}),
+                )
+            ],
         )
         assert isinstance(tuned, FinetuneResult)
         runs[name], scores[name] = tuned.run, evaluate(tuned.run, workspace=workspace, listener=listener)

@@ -5,11 +5,11 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import psutil
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from pcrl_cli.stages.cost import machine_rate
 from pcrl_cli.stages.results import Result
@@ -27,7 +27,7 @@ class Check(BaseModel):
 
 
 class DoctorResult(Result):
-    schema_: str = Field("pcrl.doctor/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.doctor/1"
     fit: bool
     checks: list[Check]
     facts: dict[str, Any]
@@ -65,12 +65,20 @@ def convolution_error(device: torch.device) -> float:
 def _torch() -> Check:
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     good = (major, minor) >= (2, 11)
-    return Check(name="torch", state="ok" if good else "failed", detail=f"{torch.__version__}" + ("" if good else "; 2.11 or newer is needed"))
+    return Check(
+        name="torch",
+        state="ok" if good else "failed",
+        detail=f"{torch.__version__}" + ("" if good else "; 2.11 or newer is needed"),
+    )
 
 
 def _gpu(cuda: bool) -> Check:
     if not cuda:
-        return Check(name="gpu", state="warning", detail="no CUDA GPU: fine for trying things out, months for the paper's settings")
+        return Check(
+            name="gpu",
+            state="warning",
+            detail="no CUDA GPU: fine for trying things out, months for the paper's settings",
+        )
     free, total = torch.cuda.mem_get_info()
     return Check(
         name="gpu",
@@ -95,7 +103,11 @@ def _memory() -> Check:
     memory = psutil.virtual_memory()
     good = memory.available >= LEAST_MEMORY
     detail = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
-    return Check(name="memory", state="ok" if good else "warning", detail=detail + ("" if good else "; preparing a large scan needs 3 GB"))
+    return Check(
+        name="memory",
+        state="ok" if good else "warning",
+        detail=detail + ("" if good else "; preparing a large scan needs 3 GB"),
+    )
 
 
 def _disk(folder: Path) -> Check:
@@ -103,7 +115,11 @@ def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(existing).free
     good = free >= LEAST_DISK
     detail = f"{free / 1e9:.0f} GB free in {existing}"
-    return Check(name="disk", state="ok" if good else "warning", detail=detail + ("" if good else "; LUNA16's cache needs about 11 GB"))
+    return Check(
+        name="disk",
+        state="ok" if good else "warning",
+        detail=detail + ("" if good else "; LUNA16's cache needs about 11 GB"),
+    )
 
 
 def _packages() -> Check:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from pcrl_cli.core import files
 from pcrl_cli.core.case import Case
@@ -65,7 +65,7 @@ class FrocResult(BaseModel):
 
 
 class EvaluateResult(Result):
-    schema_: str = Field("pcrl.evaluate/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.evaluate/1"
     run: Path
     task: str
     cache: Path
@@ -105,7 +105,6 @@ def evaluate(
     task: str | None = None,
     split: SplitName = "test",
     all_candidates: bool = False,
-    fail_under: Mapping[str, float] | None = None,
     workspace: Workspace | None = None,
     device: Device = "auto",
     listener: Listener | None = None,
@@ -115,15 +114,15 @@ def evaluate(
     Args:
         run: defaults to the newest finished run of the task. cache: defaults to the one it was trained on.
         all_candidates: read the candidates that are not cached from the raw scans.
-        fail_under: metric -> least value; metrics are auroc and cpm.
 
     Raises:
-        ThresholdError: a metric is under its threshold, or null. The result is written all the same.
+        ConfigError: the run saw patients of the part, which would be a leak.
     """
     listener, workspace, where = listener or Listener(), workspace or Workspace(), resolve_device(device)
-    _check_metrics(fail_under or {})
     if run is None and task is None:
-        raise UsageError("say which: `pcrl evaluate --task luna` for the newest run of the task, or `pcrl evaluate RUN`")
+        raise UsageError(
+            "say which: `pcrl evaluate --task luna` for the newest run of the task, or `pcrl evaluate RUN`"
+        )
     folder = run or workspace.find_run("finetune", task)
     opened_run = Run.load(folder)
     settings = _settings(opened_run, folder, task)
@@ -132,10 +131,16 @@ def evaluate(
     module = find("task", settings.task, TASKS)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     notes = _leaks(opened_run, opened, split, settings)
-    if training.manifest_digest(opened) != opened_run.record["cache_fingerprint"] and (cache is None or cache.resolve() == own):
+    if training.manifest_digest(opened) != opened_run.record["cache_fingerprint"] and (
+        cache is None or cache.resolve() == own
+    ):
         notes.append(f"{own} has changed since the run was trained on it")
     model = _load(opened_run, settings, opened).to(where).eval()
-    scored = _score_all(model, opened, module.GROUP, split, where, listener) if all_candidates else _score(model, opened, module.GROUP, split, where)
+    scored = (
+        _score_all(model, opened, module.GROUP, split, where, listener)
+        if all_candidates
+        else _score(model, opened, module.GROUP, split, where)
+    )
     name = split if opened.path.resolve() == own else f"{split}-{opened.path.name}"
     out = folder / "evaluation" / (f"{name}-all" if all_candidates else name)
     result, curve = _result(folder, out, opened_run, settings, opened, split, scored, notes)
@@ -146,13 +151,14 @@ def evaluate(
     evaluation_report(result, scored.predictions, curve)
     for note in notes:
         listener.warn(note)
-    _require(result, fail_under or {})
     return result
 
 
 def _settings(run: Run, folder: Path, task: str | None) -> FinetuneSettings[Any]:
     if run.record["verb"] != "finetune":
-        raise ConfigError(f"{folder} is a {run.record['verb']} run, which predicts nothing; give a run of `pcrl finetune`")
+        raise ConfigError(
+            f"{folder} is a {run.record['verb']} run, which predicts nothing; give a run of `pcrl finetune`"
+        )
     found = run.record["settings"]["task"]
     if task is not None and task != found:
         raise ConfigError(f"{folder} is of task {found}, not {task}; leave --task out or give another run")
@@ -175,7 +181,9 @@ def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings[
         ConfigError: there are some, and the run was not made with --allow-overlap.
     """
     if split in ("train", "all"):
-        return [f"the {split} part holds patients that the run was trained on: these numbers say nothing about new patients"]
+        return [
+            f"the {split} part holds patients that the run was trained on: these numbers say nothing about new patients"
+        ]
     names = training.patient_names(cache, cache.split.part(split))
     seen = set(_trained_on(run).patients.seen(names))
     if run.record["weights_contract"]:
@@ -185,7 +193,9 @@ def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings[
     text = f"{len(seen)} of {len(names)} patients of the {split} part of {cache.path} were trained on"
     if settings.allow_overlap:
         return [f"{text}: a leak, allowed by --allow-overlap"]
-    raise ConfigError(f"{text}, so the score would be a leak; evaluate on another part, or fine-tune with --allow-overlap")
+    raise ConfigError(
+        f"{text}, so the score would be a leak; evaluate on another part, or fine-tune with --allow-overlap"
+    )
 
 
 def _trained_on(run: Run) -> Contract:
@@ -214,7 +224,10 @@ def _score_all(
     wanted = cache.cases(split)
     missing = [case for case in wanted if case not in found]
     if missing:
-        raise DataError(f"--all-candidates needs the raw scans, and {m['data']} lacks {len(missing)} of {len(wanted)}; leave it out or put them back")
+        raise DataError(
+            f"--all-candidates needs the raw scans, and {m['data']} lacks {len(missing)} of "
+            f"{len(wanted)}; leave it out or put them back"
+        )
     intensity = Intensity.model_validate(m["settings"]["intensity"])
     side = int(m["settings"]["candidates"]["side_mm"])
     listener.begin("scoring all candidates", len(wanted), "scans")
@@ -339,17 +352,23 @@ def _csv(p: Predictions) -> bytes:
 METRICS = ("auroc", "cpm")
 
 
-def _check_metrics(fail_under: Mapping[str, float]) -> None:
-    for name in fail_under:
-        if name not in METRICS:
-            raise UsageError(f"--fail-under knows {' and '.join(METRICS)}, not {name!r}")
+def require(result: EvaluateResult, fail_under: Mapping[str, float]) -> None:
+    """Holds a written result against least values.
 
+    Args:
+        fail_under: metric -> least value; metrics are auroc and cpm.
 
-def _require(result: EvaluateResult, fail_under: Mapping[str, float]) -> None:
+    Raises:
+        UsageError: an unknown metric. ThresholdError: a metric is under its threshold, or null.
+    """
     values = {"auroc": (result.auroc.value, result.auroc.reason), "cpm": (result.froc.cpm, result.froc.reason)}
     for name, least in fail_under.items():
+        if name not in values:
+            raise UsageError(f"--fail-under knows {' and '.join(METRICS)}, not {name!r}")
         value, reason = values[name]
         if value is None:
-            raise ThresholdError(f"{name} is null ({reason}), so --fail-under {name}={least:g} is not met; results are in {result.evaluation}")
+            raise ThresholdError(
+                f"{name} is null ({reason}), so --fail-under {name}={least:g} is not met; results are in {result.evaluation}"
+            )
         if value < least:
             raise ThresholdError(f"{name} is {value:.4f}, under {least:g}; results are in {result.evaluation}")

@@ -1,9 +1,7 @@
 """An encoder to take away, with its contract and a model card."""
 
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
+from typing import ClassVar, Literal
 
 from pcrl_cli.core import files
 from pcrl_cli.core.contract import Contract
@@ -17,7 +15,7 @@ SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".pt": "torch", ".
 
 
 class ExportResult(Result):
-    schema_: str = Field("pcrl.export/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.export/1"
     source: Path
     file: Path
     card: Path
@@ -28,7 +26,9 @@ class ExportResult(Result):
     contract: Contract
 
 
-def export(source: Path, to: Path, *, format: Literal["safetensors", "torch"] | None = None, overwrite: bool = False) -> ExportResult:
+def export(
+    source: Path, to: Path, *, format: Literal["safetensors", "torch"] | None = None, overwrite: bool = False
+) -> ExportResult:
     """Writes the encoder of a run (or of another weights file) to `to`, and TO.md beside it.
 
     Args:
@@ -48,7 +48,9 @@ def export(source: Path, to: Path, *, format: Literal["safetensors", "torch"] | 
     encoder = build_encoder(contract.architecture, contract.domain.channels)
     missing = sorted(encoder.state_dict().keys() - weights.tensors.keys())
     if missing:
-        raise ConfigError(f"{weights.path} lacks {len(missing)} tensors of its encoder ({missing[0]}, ...); it is no whole encoder")
+        raise ConfigError(
+            f"{weights.path} lacks {len(missing)} tensors of its encoder ({missing[0]}, ...); it is no whole encoder"
+        )
     encoder.load_state_dict({key: weights.tensors[key] for key in encoder.state_dict()})
     with files.blame_machine(to):
         to.parent.mkdir(parents=True, exist_ok=True)

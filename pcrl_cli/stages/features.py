@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import nn
 
 from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.networks.blocks import gap
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.stages import training
 from pcrl_cli.tasks import TASKS
 
@@ -30,7 +30,7 @@ class Features:
 
 
 def extract(
-    encoder: nn.Module, cache: Cache, task_name: str, parts: Sequence[str], device: torch.device, batch: int = BATCH
+    encoder: Encoder, cache: Cache, task_name: str, parts: Sequence[str], device: torch.device, batch: int = BATCH
 ) -> Features:
     """GAP(F_0) of the task's centre crops, in eval mode; the encoder's mode is put back."""
     module = find("task", task_name, TASKS)
@@ -53,9 +53,10 @@ def extract(
                 patients += [records[case]["patient"]] * len(items["label"])
                 where += [part] * len(items["label"])
     encoder.train(was_training)
-    width: int = encoder.widths[-1]  # type: ignore[assignment, index]
-    joined = np.concatenate(values) if values else np.zeros((0, width), np.float32)
-    return Features(joined, np.concatenate(label).astype(np.int64) if label else np.zeros(0, np.int64), names, patients, where)
+    joined = np.concatenate(values) if values else np.zeros((0, encoder.widths[-1]), np.float32)
+    return Features(
+        joined, np.concatenate(label).astype(np.int64) if label else np.zeros(0, np.int64), names, patients, where
+    )
 
 
 def _text(name: Any) -> str:

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
-from pcrl_cli.core.config import Layer, Settings, build, environment_layer
+from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.contract import Architecture, Patients
-from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.core.learner import Learner, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
@@ -52,7 +52,7 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
 class FinetuneResult(Result):
     """`start`: the weights file, or `scratch`. `kept`: best (by validation) or last, and why."""
 
-    schema_: str = Field("pcrl.finetune/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.finetune/1"
     run: Path
     task: str
     start: str
@@ -69,20 +69,30 @@ class FinetuneResult(Result):
     outcome: dict[str, Any]
 
 
-def finetune_settings(task: str, recipe: str, layers: Sequence[Layer] = ()) -> FinetuneSettings[Any]:
-    """The resolved settings of `pcrl finetune`."""
+def finetune_settings(
+    task: str | None = None, recipe: str | None = None, layers: Sequence[Layer] = ()
+) -> tuple[FinetuneSettings[Any], dict[str, str]]:
+    """The resolved settings of `pcrl finetune`, and where each value comes from.
+
+    Raises:
+        UsageError: no task is named. ConfigError: a setting does not exist or does not fit.
+    """
+    task, recipe = task or picked(layers, "task", None), recipe or picked(layers, "recipe", "paper")
+    if task is None:
+        raise UsageError(f"say which task: --task {', '.join(TASKS)}")
     module = find("task", task, TASKS)
-    base = recipe_values(recipe, "finetune", task) | {"task": task, "recipe": recipe, "learner": {}}
+    base = {"learner": {}} | recipe_values(recipe, "finetune", task)
+    chosen = {"task": task, "recipe": recipe}
     model = FinetuneSettings[module.Config]  # type: ignore[name-defined]
-    return build(model, [(f"recipe {recipe}", base), environment_layer(), *layers])[0]
+    return build(model, [(f"recipe {recipe}", base), *layers, ("choice", chosen)])
 
 
 def finetune(
     cache: Path | None = None,
     *,
-    task: str,
+    task: str | None = None,
     weights: Path | None = None,
-    recipe: Literal["paper", "released"] = "paper",
+    recipe: str | None = None,
     layers: Sequence[Layer] = (),
     out: Path | None = None,
     workspace: Workspace | None = None,
@@ -102,8 +112,8 @@ def finetune(
         ConfigError: the weights are of another architecture, or saw patients of the validation or test part.
     """
     listener, workspace = listener or Listener(), workspace or Workspace()
-    module = find("task", task, TASKS)
-    settings = finetune_settings(task, recipe, layers)
+    settings = finetune_settings(task, recipe, layers)[0]
+    module, task = find("task", settings.task, TASKS), settings.task
     path = cache or workspace.find_cache(3, module.GROUP)
     opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
     training.require_group(opened, module.GROUP, f"task {task}")
@@ -224,7 +234,10 @@ def architecture_of(settings: FinetuneSettings[Any], weights: Weights | None) ->
     """
     if weights is None:
         return Architecture(
-            dim=3, encoder="unet3d", width=settings.width or DEFAULT_WIDTH, poolings=settings.poolings or DEFAULT_POOLINGS
+            dim=3,
+            encoder="unet3d",
+            width=settings.width or DEFAULT_WIDTH,
+            poolings=settings.poolings or DEFAULT_POOLINGS,
         )
     found = weights.contract.architecture
     for name in ("width", "poolings"):
@@ -257,7 +270,7 @@ def check_overlap(
     if weights is None:
         return {}
     patients = weights.contract.patients
-    labelled = [p for p in cache.split.first(settings.ratio)]
+    labelled = list(cache.split.first(settings.ratio))
     overlap = {
         "labelled": len(patients.seen(training.patient_names(cache, labelled))),
         "val": len(patients.seen(training.patient_names(cache, cache.split.val))),
@@ -314,4 +327,3 @@ def _validation(cache: Cache, group: str) -> tuple[bool, str]:
     if len(np.unique(labels)) == 2:
         return True, "best epoch by validation AUROC"
     return False, "last epoch: the validation part lacks candidates of one class, so no epoch can be chosen by it"
-

@@ -2,9 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.data.cache import open_cache
@@ -14,7 +12,7 @@ from pcrl_cli.stages.results import Result
 
 
 class InspectResult(Result):
-    schema_: str = Field("pcrl.inspect/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.inspect/1"
     path: Path
     kind: str
     facts: dict[str, Any]
@@ -46,7 +44,7 @@ def _cache(path: Path) -> dict[str, Any]:
     checked = cache.verify("quick")
     m = cache.manifest
     keep = ("dim", "modality", "spacing_mm", "recipe", "groups", "fingerprint", "data", "bad_cases", "totals", "pcrl")
-    patients = Counter({part: len(cache.patients(part)) for part in ("train", "val", "test")})  # type: ignore[arg-type]
+    patients = Counter({part: len(cache.patients(part)) for part in ("train", "val", "test")})
     return {
         "data set": m["reader"]["name"],
         **{key: m[key] for key in keep if key in m},

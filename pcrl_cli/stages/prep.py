@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pcrl_cli import __version__
 from pcrl_cli.core import files
 from pcrl_cli.core.case import Case
-from pcrl_cli.core.config import Layer, Settings, build, environment_layer, leaves
+from pcrl_cli.core.config import Layer, Settings, build, leaves, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.core.listener import Listener
@@ -48,7 +48,7 @@ class PrepSettings(Settings):
 class PrepResult(Result):
     """`cases`: per case tried, kept, refused by reason; `totals` sums them; `bad_cases`: reasons by case."""
 
-    schema_: str = Field("pcrl.prep/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.prep/1"
     cache: Path
     made: int
     skipped: int
@@ -62,11 +62,17 @@ class PrepResult(Result):
     seconds: float
 
 
-def prep_settings(name: str, recipe_name: str, layers: Sequence[Layer] = ()) -> PrepSettings:
-    """The resolved settings of `pcrl prep NAME`."""
+def prep_settings(
+    name: str, recipe: str | None = None, layers: Sequence[Layer] = ()
+) -> tuple[PrepSettings, dict[str, str]]:
+    """The resolved settings of `pcrl prep NAME`, and where each value comes from."""
     find("data set", name, READERS)
-    base: Layer = (f"recipe {recipe_name}", {**recipe_values(recipe_name, "prep"), "reader": name, "recipe": recipe_name})
-    return build(PrepSettings, [base, environment_layer(), *layers])[0]
+    recipe_name = recipe or picked(layers, "recipe", "paper")
+    base: Layer = (
+        f"recipe {recipe_name}",
+        {**recipe_values(recipe_name, "prep"), "reader": name, "recipe": recipe_name},
+    )
+    return build(PrepSettings, [base, *layers])
 
 
 def prep(
@@ -75,7 +81,7 @@ def prep(
     data: Path | None = None,
     out: Path | None = None,
     workspace: Workspace | None = None,
-    recipe: Literal["paper", "released"] = "paper",
+    recipe: str | None = None,
     layers: Sequence[Layer] = (),
     jobs: int | Literal["auto"] = "auto",
     limit: int | None = None,
@@ -100,7 +106,7 @@ def prep(
         ConfigError: `out` holds a cache of other settings. DataError: nothing to read, or too many bad cases.
     """
     began, listener, workspace = time.perf_counter(), listener or Listener(), workspace or Workspace()
-    settings = prep_settings(name, recipe, layers)
+    settings = prep_settings(name, recipe, layers)[0]
     data, out = data or workspace.data(name), out or workspace.cache(name)
     reader = find("data set", name, READERS)
     cases = _cases(reader, data, patients, candidates)
@@ -190,7 +196,12 @@ def _plans(settings: PrepSettings, cases: list[Case]) -> list[CropPlan]:
 
 
 def _header(
-    settings: PrepSettings, reader: ModuleType, plans: list[CropPlan], data: Path, patients: Path | None, candidates: Path | None
+    settings: PrepSettings,
+    reader: ModuleType,
+    plans: list[CropPlan],
+    data: Path,
+    patients: Path | None,
+    candidates: Path | None,
 ) -> dict[str, Any]:
     """What the manifest says of the whole cache."""
     return {
@@ -202,7 +213,12 @@ def _header(
         "modality": settings.intensity.modality,
         "spacing_mm": settings.spacing_mm,
         "to_unit": [settings.intensity.store_scale, settings.intensity.store_offset],
-        "reader": {"name": reader.NAME, "citation": reader.CITATION, "license": reader.LICENSE, "classes": list(reader.CLASSES)},
+        "reader": {
+            "name": reader.NAME,
+            "citation": reader.CITATION,
+            "license": reader.LICENSE,
+            "classes": list(reader.CLASSES),
+        },
         "data": str(data.resolve()),
         "patients_csv": str(patients.resolve()) if patients else None,
         "candidates_csv": str(candidates.resolve()) if candidates else None,
@@ -225,7 +241,9 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], overwrite: bool)
     if old.get("fingerprint") != fingerprint:
         a, b = dict(leaves(old.get("settings", {}))), dict(leaves(header["settings"]))
         keys = ", ".join(sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))) or "its version"
-        raise ConfigError(f"{out} holds a cache with other settings (different: {keys}); choose another --out, or --overwrite")
+        raise ConfigError(
+            f"{out} holds a cache with other settings (different: {keys}); choose another --out, or --overwrite"
+        )
     return "to be continued"
 
 
@@ -236,7 +254,9 @@ def _bytes(plans: list[CropPlan], cases: list[Case]) -> float:
             total += PAIR_BYTES * plan.pairs * len(cases)
         elif isinstance(plan, CandidateBlocks):
             labels = [case.points.label for case in cases if case.points is not None]
-            total += BLOCK_BYTES * sum(int(label.sum()) + min(plan.negatives, int((label == 0).sum())) for label in labels)
+            total += BLOCK_BYTES * sum(
+                int(label.sum()) + min(plan.negatives, int((label == 0).sum())) for label in labels
+            )
     return total
 
 

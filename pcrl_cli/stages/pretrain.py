@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, Field
 
-from pcrl_cli.core.config import Layer, Settings, build, environment_layer
+from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.contract import Patients
 from pcrl_cli.core.errors import ConfigError
@@ -15,12 +15,13 @@ from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.rng import Rng
-from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import CacheOn, Loader
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, resolve_device
 from pcrl_cli.methods import METHODS
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.stages import cost, training
 from pcrl_cli.stages.probe import probe_features
 from pcrl_cli.stages.report import pretrain_report
@@ -44,7 +45,7 @@ class PretrainSettings(Settings, Generic[MethodConfig]):
 
 
 class PretrainResult(Result):
-    schema_: str = Field("pcrl.pretrain/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.pretrain/1"
     run: Path
     weights: Path
     report: Path
@@ -55,20 +56,31 @@ class PretrainResult(Result):
     outcome: dict[str, Any]
 
 
-def pretrain_settings(method: str, recipe: str, dim: str, layers: Sequence[Layer] = ()) -> PretrainSettings[Any]:
-    """The resolved settings of `pcrl pretrain`."""
+def pretrain_settings(
+    method: str | None = None, recipe: str | None = None, dim: str | None = None, layers: Sequence[Layer] = ()
+) -> tuple[PretrainSettings[Any], dict[str, str]]:
+    """The resolved settings of `pcrl pretrain`, and where each value comes from.
+
+    Raises:
+        ConfigError: a setting does not exist or does not fit.
+    """
+    method, recipe = method or picked(layers, "method", "pcrlv2"), recipe or picked(layers, "recipe", "paper")
+    dim = dim or picked(layers, "dim", "3d")
+    if dim == "2d":
+        raise ConfigError("pre-training on 2D images is not in this version of pcrl; use --dim 3d with a 3D cache")
     module = find("method", method, METHODS)
-    base = recipe_values(recipe, "pretrain", method, dim) | {"method": method, "recipe": recipe, "dim": dim}
+    base = recipe_values(recipe, "pretrain", method, dim)
+    chosen = {"method": method, "recipe": recipe, "dim": dim}
     model = PretrainSettings[module.Config]  # type: ignore[name-defined]
-    return build(model, [(f"recipe {recipe}", base), environment_layer(), *layers])[0]
+    return build(model, [(f"recipe {recipe}", base), *layers, ("choice", chosen)])
 
 
 def pretrain(
     cache: Path | None = None,
     *,
-    dim: Literal["2d", "3d"] = "3d",
-    method: str = "pcrlv2",
-    recipe: Literal["paper", "released"] = "paper",
+    dim: Literal["2d", "3d"] | None = None,
+    method: str | None = None,
+    recipe: str | None = None,
     layers: Sequence[Layer] = (),
     out: Path | None = None,
     workspace: Workspace | None = None,
@@ -89,14 +101,14 @@ def pretrain(
         ConfigError, DataError, NumericalError, MachineError, IntegrityError, Preempted: see core/errors.py.
     """
     listener, workspace = listener or Listener(), workspace or Workspace()
-    if dim == "2d":
-        raise ConfigError("pre-training on 2D images is not in this version of pcrl; use --dim 3d with a 3D cache")
-    module = find("method", method, METHODS)
-    settings = pretrain_settings(method, recipe, dim, layers)
+    if dim == "2d" and cache is not None:
+        training.require_dim(open_cache(cache), 2)
+    settings = pretrain_settings(method, recipe, dim, layers)[0]
+    module = find("method", settings.method, METHODS)
     path = cache or workspace.find_cache(3, module.GROUP)
     opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
     training.require_dim(opened, 3)
-    training.require_group(opened, module.GROUP, f"method {method}")
+    training.require_group(opened, module.GROUP, f"method {settings.method}")
     _require_recipe(opened, settings)
     fingerprint = training.run_fingerprint("pretrain", settings, training.manifest_digest(opened))
     out = out or workspace.run("pretrain", path.name, fingerprint)
@@ -150,7 +162,9 @@ def _train(
     )
     if device.type == "cpu" and settings.learner.width >= 16:
         seconds = _seconds(settings, trainer.steps, device)
-        training.note_duration(listener, "this run", seconds, True, "try `--width 8 --steps 200` here, or use a CUDA GPU")
+        training.note_duration(
+            listener, "this run", seconds, True, "try `--width 8 --steps 200` here, or use a CUDA GPU"
+        )
     outcome = trainer.fit()
     pictures = _pictures(trainer, loader)
     result = PretrainResult(
@@ -178,7 +192,9 @@ def training_patients(cache: Cache, set_aside: float) -> tuple[str, ...]:
     aside = set(cache.split.first(set_aside)) if set_aside else set()
     left = tuple(p for p in cache.patients("train") if p not in aside)
     if not left:
-        raise ConfigError(f"no training patient of {cache.path} is left to pre-train on; lower --set-aside or prepare more scans")
+        raise ConfigError(
+            f"no training patient of {cache.path} is left to pre-train on; lower --set-aside or prepare more scans"
+        )
     return left
 
 
@@ -209,7 +225,7 @@ def _probing(settings: PretrainSettings[Any], cache: Cache, device: torch.device
     def validate(learner: Learner, step: int) -> dict[str, float | None]:
         if step // loader.steps_per_epoch % every:
             return {}
-        figures, _ = probe_features(learner.encoder, cache, device, "val")
+        figures, _ = probe_features(cast(Encoder, learner.encoder), cache, device, "val")
         return {f"probe/{name}": value for name, value in figures.items()}
 
     return validate

@@ -3,18 +3,17 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch import nn
 
 from pcrl_cli.core import files
 from pcrl_cli.core.errors import UsageError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.engine.trainer import Device, resolve_device
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.stages import training
 from pcrl_cli.stages.features import Features, extract
 from pcrl_cli.stages.results import Result
@@ -26,7 +25,7 @@ Part = Literal["val", "test"]
 
 
 class ProbeResult(Result):
-    schema_: str = Field("pcrl.probe/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.probe/1"
     weights: Path
     cache: Path
     task: str
@@ -41,7 +40,7 @@ class ProbeResult(Result):
 
 
 class EmbedResult(Result):
-    schema_: str = Field("pcrl.embed/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.embed/1"
     weights: Path
     cache: Path
     out: Path
@@ -50,7 +49,7 @@ class EmbedResult(Result):
 
 
 def probe_features(
-    encoder: nn.Module, cache: Cache, device: torch.device, part: Part, task: str = "luna", config: Config | None = None
+    encoder: Encoder, cache: Cache, device: torch.device, part: Part, task: str = "luna", config: Config | None = None
 ) -> tuple[dict[str, float | None], tuple[Features, Features]]:
     """k-NN and linear-probe AUROC on `part`, learned from the training part."""
     train = extract(encoder, cache, task, ["train"], device)
@@ -73,7 +72,9 @@ def probe_run(
     """
     listener, workspace = listener or Listener(), workspace or Workspace()
     where = resolve_device(device)
-    opened = training.open_verified(cache or workspace.find_cache(3, "candidates"), workspace.root / "runs" / ".verified.json")
+    opened = training.open_verified(
+        cache or workspace.find_cache(3, "candidates"), workspace.root / "runs" / ".verified.json"
+    )
     encoder, weights, report = encoder_of(source, opened)
     seen = weights.contract.patients.seen(training.patient_names(opened, opened.patients(split)))
     if seen:
@@ -111,7 +112,9 @@ def embed(
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists; name another file, or --overwrite")
     workspace, where = workspace or Workspace(), resolve_device(device)
-    opened = training.open_verified(cache or workspace.find_cache(3, "candidates"), workspace.root / "runs" / ".verified.json")
+    opened = training.open_verified(
+        cache or workspace.find_cache(3, "candidates"), workspace.root / "runs" / ".verified.json"
+    )
     encoder, weights, _ = encoder_of(source, opened)
     features = extract(encoder.to(where), opened, task, ["train", "val", "test"], where)
     files.write_atomic(out, _npz(features) if out.suffix == ".npz" else _csv(features))
@@ -121,7 +124,9 @@ def embed(
 
 def _npz(f: Features) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, features=f.values, label=f.label, id=np.array(f.id), patient=np.array(f.patient), part=np.array(f.part))
+    np.savez(
+        buffer, features=f.values, label=f.label, id=np.array(f.id), patient=np.array(f.patient), part=np.array(f.part)
+    )
     return buffer.getvalue()
 
 

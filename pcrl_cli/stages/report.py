@@ -3,18 +3,29 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.pure.froc import Froc
 from pcrl_cli.pure.metrics import roc_points
 from pcrl_cli.report import figures
-from pcrl_cli.report.html import Block, Cell, Facts, Missing, Notes, Paragraph, Picture, Report, Section, Table, write_report
+from pcrl_cli.report.html import (
+    Block,
+    Cell,
+    Facts,
+    Missing,
+    Notes,
+    Paragraph,
+    Picture,
+    Report,
+    Section,
+    Table,
+    write_report,
+)
 from pcrl_cli.report.paper_numbers import beside
 from pcrl_cli.stages.predictions import Predictions
 from pcrl_cli.stages.results import Result
@@ -28,7 +39,7 @@ Rows = list[dict[str, Any]]
 
 
 class ReportResult(Result):
-    schema_: str = Field("pcrl.report/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.report/1"
     report: Path
     runs: list[Path]
 
@@ -114,7 +125,9 @@ def evaluation_report(result: "EvaluateResult", p: Predictions, curve: Froc | No
         sections.append(Section("ROC curve", [Picture(roc, "Receiver operating characteristic over candidates.")]))
     if curve is not None and curve.cpm is not None:
         image = figures.froc_curve(curve)
-        sections.append(Section("FROC curve", [Picture(image, "Sensitivity over false positives a scan, LUNA16's rule.")]))
+        sections.append(
+            Section("FROC curve", [Picture(image, "Sensitivity over false positives a scan, LUNA16's rule.")])
+        )
     if len(p.label):
         image = figures.score_histogram(p.label, scores)
         sections.append(Section("Scores", [Picture(image, "Predicted probabilities of both classes.")]))
@@ -144,10 +157,12 @@ def training_sections(rows: Rows) -> list[Section]:
 
 def _alarms(rows: Rows) -> dict[str, float]:
     """The thresholds that the checks used."""
-    found = {}
+    found: dict[str, float] = {}
     for row in rows:
         for kind in ("rank", "std"):
-            found |= {f"{kind}/{k.removeprefix(f'{kind}_min/')}": v for k, v in row.items() if k.startswith(f"{kind}_min/")}
+            found |= {
+                f"{kind}/{k.removeprefix(f'{kind}_min/')}": v for k, v in row.items() if k.startswith(f"{kind}_min/")
+            }
     return found
 
 
@@ -158,13 +173,20 @@ def _cells(estimate: Any) -> list[Cell]:
 
 def _transfer_table(transfer: dict[str, Any]) -> Table:
     kinds = ("loaded", "missing", "unexpected", "wrong_shape", "adapted", "differences")
-    rows: list[list[Cell]] = [[kind.replace("_", " "), len(transfer[kind]), "; ".join(transfer[kind][:6]) if kind != "loaded" else ""] for kind in kinds]
-    return Table(["keys", "number", "which"], rows, f"{100 * transfer['share']:.1f} % of the encoder's values were loaded.")
+    rows: list[list[Cell]] = [
+        [kind.replace("_", " "), len(transfer[kind]), "; ".join(transfer[kind][:6]) if kind != "loaded" else ""]
+        for kind in kinds
+    ]
+    return Table(
+        ["keys", "number", "which"], rows, f"{100 * transfer['share']:.1f} % of the encoder's values were loaded."
+    )
 
 
 def _settings_section(run: Run) -> Section:
     text = (run.folder / "config.yaml").read_text("utf-8")
-    rows: list[list[Cell]] = [[line.split(":", 1)[0], line.split(":", 1)[1].strip()] for line in text.splitlines() if ":" in line]
+    rows: list[list[Cell]] = [
+        [line.split(":", 1)[0], line.split(":", 1)[1].strip()] for line in text.splitlines() if ":" in line
+    ]
     return Section("Settings", [Table(["setting", "value"], rows, "config.yaml; `--config` with it repeats the run.")])
 
 
@@ -183,11 +205,27 @@ def join_reports(runs: Sequence[Path], out: Path) -> ReportResult:
         for path in sorted(run.folder.glob("evaluation/*/evaluation.json")):
             e = json.loads(path.read_text("utf-8"))
             a = e["auroc_clustered"]
-            rows.append([run.folder.name, "finetune", e["start"], e["ratio"], path.parent.name, a["value"], a["low"], a["high"], e["froc"]["cpm"]])
+            rows.append(
+                [
+                    run.folder.name,
+                    "finetune",
+                    e["start"],
+                    e["ratio"],
+                    path.parent.name,
+                    a["value"],
+                    a["low"],
+                    a["high"],
+                    e["froc"]["cpm"],
+                ]
+            )
             points = _points_of(path.parent / "predictions.csv")
             if points is not None:
                 curves[f"{run.folder.name} {path.parent.name}"] = (points.fpr, points.tpr, e["auroc"]["value"])
-    first: list[Block] = [Table(header, rows, "Intervals: 95 %, bootstrap over patients.")] if rows else [Paragraph("No evaluation yet.")]
+    first: list[Block] = (
+        [Table(header, rows, "Intervals: 95 %, bootstrap over patients.")]
+        if rows
+        else [Paragraph("No evaluation yet.")]
+    )
     sections = [Section("Evaluations", first)]
     if curves:
         sections.append(Section("ROC curves", [Picture(figures.roc_curves(curves), "All evaluations.")]))
@@ -200,4 +238,6 @@ def join_reports(runs: Sequence[Path], out: Path) -> ReportResult:
 
 def _points_of(path: Path) -> Any:
     table = pd.read_csv(path)
-    return roc_points(table["label"].to_numpy(), table["probability"].to_numpy(dtype=np.float64)) if len(table) else None
+    return (
+        roc_points(table["label"].to_numpy(), table["probability"].to_numpy(dtype=np.float64)) if len(table) else None
+    )

@@ -1,26 +1,26 @@
 """What every stage returns: pydantic models that `--json` prints as they are."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 
 class Result(BaseModel):
-    """`schema_` names kind and version: pcrl.VERB/1."""
+    """`schema_name` names kind and version: pcrl.VERB/1; `--json` prints it as `schema`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_: str = Field(serialization_alias="schema")
+    schema_name: ClassVar[str]
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", by_alias=True)
+        return {"schema": self.schema_name, **self.model_dump(mode="json")}
 
 
 class Plan(Result):
     """What a command would do (`--dry-run`)."""
 
-    schema_: str = Field("pcrl.plan/1", serialization_alias="schema")
+    schema_name: ClassVar[str] = "pcrl.plan/1"
     verb: str
     out: Path
     state: str

@@ -31,12 +31,16 @@ def open_verified(path: Path, memory: Path) -> Cache:
 def require_dim(cache: Cache, dim: int) -> None:
     """Refuses a 2D cache for 3D work and the reverse."""
     if cache.manifest["dim"] != dim:
-        raise ConfigError(f"{cache.path} is a {cache.manifest['dim']}D cache, but --dim {dim}d was asked for; give a {dim}D cache")
+        raise ConfigError(
+            f"{cache.path} is a {cache.manifest['dim']}D cache, but --dim {dim}d was asked for; give a {dim}D cache"
+        )
 
 
 def require_group(cache: Cache, group: str, what: str) -> None:
     if group not in cache.groups:
-        raise ConfigError(f"{cache.path} holds no {group}, which {what} needs (it holds {', '.join(cache.groups)}); give another cache")
+        raise ConfigError(
+            f"{cache.path} holds no {group}, which {what} needs (it holds {', '.join(cache.groups)}); give another cache"
+        )
 
 
 def domain_of(cache: Cache) -> Domain:
@@ -126,7 +130,9 @@ def count_parameters(learner: Learner) -> int:
 def note_duration(listener: Listener, what: str, seconds: float, on_cpu: bool, hint: str) -> None:
     """Says what long work will take; on a CPU, when it would be more than a day, also what to do instead."""
     hours = seconds / 3600
-    spell = f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+    spell = (
+        f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+    )
     if hours > 24 * 60:
         spell = f"{hours / 24 / 30:.0f} months"
     text = f"{what} will take about {spell}"

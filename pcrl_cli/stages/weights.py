@@ -4,10 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.engine.run import Run
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.transfer import Weights, load_encoder, read_weights
 from pcrl_cli.stages import training
@@ -22,7 +21,7 @@ def weights_of(source: Path) -> Weights:
     return read_weights(source)
 
 
-def encoder_of(source: Path, cache: Cache) -> tuple[nn.Module, Weights, dict[str, Any]]:
+def encoder_of(source: Path, cache: Cache) -> tuple[Encoder, Weights, dict[str, Any]]:
     """The encoder, loaded for this cache's images, and the report on every key."""
     weights = weights_of(source)
     encoder = build_encoder(weights.contract.architecture, cache.manifest["channels"])

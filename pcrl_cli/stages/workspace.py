@@ -48,7 +48,8 @@ class Workspace:
         others = [f"{path} ({m.get('dim')}D)" for path, m in self.caches()]
         seen = f"; there are {', '.join(others)}" if others else ""
         raise ConfigError(
-            f"there is no {dim}D cache with {group} in {self.root / 'cache'}{seen}; make one with `pcrl prep` or give its path"
+            f"there is no {dim}D cache with {group} in {self.root / 'cache'}{seen}; "
+            "make one with `pcrl prep` or give its path"
         )
 
     def find_run(self, verb: str, task: str | None = None) -> Path:
@@ -63,9 +64,9 @@ class Workspace:
                 record = json.loads(path.read_text("utf-8"))
             except (OSError, ValueError):
                 continue
-            if record.get("verb") == verb and record.get("status") == "finished":
-                if task is None or record.get("settings", {}).get("task") == task:
-                    fits.append((path.stat().st_mtime_ns, path.parent))
+            done = record.get("verb") == verb and record.get("status") == "finished"
+            if done and task in (None, record.get("settings", {}).get("task")):
+                fits.append((path.stat().st_mtime_ns, path.parent))
         if not fits:
             what = f"a finished `pcrl {verb}` run" + (f" of task {task}" if task else "")
             raise ConfigError(f"there is no {what} in {self.root / 'runs'}; make one, or give its folder")

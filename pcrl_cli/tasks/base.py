@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pcrl_cli.core.learner import Batch, Progress, Task, Views
 from pcrl_cli.networks.classify import Classifier
+from pcrl_cli.networks.encoder import Encoder
 
 
 class Classification(Task):
@@ -17,12 +18,12 @@ class Classification(Task):
     Subclasses say what a view is: `views` for training, `centre` for prediction.
     """
 
-    def __init__(self, encoder: nn.Module, outputs: int) -> None:
+    def __init__(self, encoder: Encoder, outputs: int) -> None:
         super().__init__()
         self.network = Classifier(encoder, outputs)
 
     @property
-    def encoder(self) -> nn.Module:  # type: ignore[override]
+    def encoder(self) -> Encoder:
         return self.network.encoder
 
     def centre(self, batch: Batch) -> Float[Tensor, "b c *space"]:

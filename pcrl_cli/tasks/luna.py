@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcrl_cli.augment.intensity import z_normalise
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.learner import Batch, Views
 from pcrl_cli.core.rng import Rng, Stream
+from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.pure.crops import CandidateBlocks
 from pcrl_cli.tasks.base import Classification
 
@@ -31,7 +32,7 @@ class Config(Settings):
 class Luna(Classification):
     """Batch: `blocks` (b, 1, n, n, n) as stored, the candidate in the middle voxel; `label` (b,)."""
 
-    def __init__(self, encoder: nn.Module, config: Config, to_unit: tuple[float, float]) -> None:
+    def __init__(self, encoder: Encoder, config: Config, to_unit: tuple[float, float]) -> None:
         super().__init__(encoder, outputs=1)
         self.config, self.to_unit = config, to_unit
 
@@ -63,7 +64,9 @@ def rotated_crop(blocks: Tensor, side: int, stream: Stream) -> Tensor:
     i = torch.arange(side, device=device)
     along = start[:, :, None] + torch.where(flip[:, :, None], side - 1 - i, i)  # b 3 side: index along each block axis
     stride = torch.tensor([n * n, n, 1], device=device)
-    steps = (along * stride[:, None]).gather(1, order[:, :, None].expand(-1, -1, side))  # output axis k runs along order[k]
+    steps = (along * stride[:, None]).gather(
+        1, order[:, :, None].expand(-1, -1, side)
+    )  # output axis k runs along order[k]
     index = steps[:, 0, :, None, None] + steps[:, 1, None, :, None] + steps[:, 2, None, None, :]
     taken = blocks.flatten(2).gather(2, index.reshape(b, 1, -1).expand(-1, c, -1))
     return taken.view(b, c, side, side, side)

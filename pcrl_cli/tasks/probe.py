@@ -32,7 +32,9 @@ def probe(
     from sklearn.preprocessing import StandardScaler, normalize
 
     if len(np.unique(train_label)) < 2:
-        raise DataError("the training part has candidates of one class only, so nothing can be probed; prepare more scans")
+        raise DataError(
+            "the training part has candidates of one class only, so nothing can be probed; prepare more scans"
+        )
     if len(test_label) == 0:
         return {"knn_auroc": None, "linear_auroc": None}
     knn = KNeighborsClassifier(min(config.k, len(train_label)), weights=_similarity)

@@ -218,7 +218,8 @@ def test_the_same_generator_gives_the_same_pairs_and_another_gives_others():
 def test_mostly_empty_crops_are_refused_before_resizing():
     values = noise((40, 40, 20))
     values[20:] = -1000
-    drawn = CropPairs(**SMALL, max_background=0.5).draw(scan(values), CASE, np.random.default_rng(0))
+    plan = CropPairs(**SMALL | {"pairs": 40}, max_background=0.5)
+    drawn = plan.draw(scan(values), CASE, np.random.default_rng(0))
     for start, size in drawn.arrays["boxes"][:, :2].reshape(-1, 2, 3):
         crop = values[Box(tuple(start.tolist()), tuple(size.tolist())).slices]
         assert (crop < -150).mean() <= 0.5

@@ -1,0 +1,34 @@
+"""pcrl embed"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pcrl_cli.cli import console, options
+
+
+@console.command
+def command(
+    run: Annotated[Path, typer.Argument(help="Run or weights file")],
+    cache: Annotated[
+        Path | None, typer.Argument(help="Cache with candidates (default: the workspace's only one)")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="File to write, .npz or .csv")] = Path("features.npz"),
+    task: Annotated[str, typer.Option("--task", help="Whose candidates")] = "luna",
+    device: options.Device = "auto",
+    workspace: options.WorkspaceDir = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write the frozen features of every candidate."""
+    on = console.choice("--device", device, ("auto", "cpu", "cuda"))
+    from pcrl_cli.stages.probe import embed
+    from pcrl_cli.stages.workspace import Workspace
+
+    result = embed(run, out, cache, task=task, workspace=Workspace(workspace), device=on, overwrite=overwrite)
+    rows = {"weights": result.weights, "features": f"{result.rows} rows of {result.width}"}
+    console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.out)

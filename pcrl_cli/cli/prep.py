@@ -1,0 +1,103 @@
+"""pcrl prep"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pcrl_cli.cli import console, options
+from pcrl_cli.core.errors import UsageError
+
+
+@console.command
+def command(
+    name: options.DataSet,
+    data: Annotated[Path | None, typer.Option("--data", help="The raw data set (default: data/NAME)")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The cache to make (default: cache/NAME)")] = None,
+    recipe: options.Recipe = None,
+    seed: options.Seed = None,
+    pairs: Annotated[int | None, typer.Option("--pairs", min=1, help="Crop pairs a scan (default: 16)")] = None,
+    negatives: Annotated[
+        int | None, typer.Option("--negatives", min=0, help="Candidates of class 0 a scan (default: 20)")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option("--modality", metavar="ct|mr", help="Of a folder's scans (default: ct)")
+    ] = None,
+    patients: Annotated[Path | None, typer.Option("--patients", help="CSV that groups scans by patient")] = None,
+    candidates: Annotated[Path | None, typer.Option("--candidates", help="CSV in place of candidates_V2.csv")] = None,
+    jobs: Annotated[str, typer.Option("--jobs", metavar="N|auto", help="Processes")] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N scans")] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="This process's share of the scans")
+    ] = None,
+    max_bad: Annotated[
+        float, typer.Option("--max-bad", min=0, max=1, help="Share of scans that may be unusable")
+    ] = 0.05,
+    workspace: options.WorkspaceDir = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Turn raw scans into a cache of crops: resumable, parallel, sealed with hashes."""
+    workers, part = _jobs(jobs), _shard(shard)
+    from pcrl_cli.stages.prep import prep
+    from pcrl_cli.stages.results import Plan
+    from pcrl_cli.stages.workspace import Workspace
+
+    flags: dict[str, Any] = console.given(
+        recipe=recipe,
+        seed=seed,
+        pairs={"pairs": pairs} if pairs else None,
+        candidates={"negatives": negatives} if negatives is not None else None,
+        intensity={"modality": console.choice("--modality", modality, ("ct", "mr"))} if modality else None,
+    )
+    result = prep(
+        name,
+        data=data,
+        out=out,
+        workspace=Workspace(workspace),
+        recipe=recipe,
+        layers=console.layers(config, set_, flags),
+        jobs=workers,
+        limit=limit,
+        shard=part,
+        max_bad=max_bad,
+        patients=patients,
+        candidates=candidates,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        listener=console.Bars(quiet or json, verbose),
+    )
+    if isinstance(result, Plan):
+        return console.show_plan(result, json)
+    rows = {
+        "scans": f"{result.made} made, {result.skipped} there already, {result.bad} left out",
+        "patients": result.patients,
+        **dict(result.totals.items()),
+        "rows of absent scans": result.absent_rows,
+        "size": f"{result.bytes / 1e9:.2f} GB",
+        "seconds": result.seconds,
+    }
+    console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.cache)
+
+
+def _jobs(text: str) -> Any:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--jobs is a number of processes or auto, not {text!r}")
+    return int(text)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, slash, last = text.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UsageError(f"--shard is I/N with I from 1 to N, such as 3/16, not {text!r}")
+    return int(first), int(last)
