@@ -71,7 +71,6 @@ def demo(
                 train={
                     "steps": pretrain_steps,
                     "batch": 8,
-                    "warmup_steps": pretrain_steps // 6,
                     "check_every": 10,
                     "seed": seed,
                 },
