@@ -88,7 +88,13 @@ def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
     values: dict[str, Any] = {}
     for name, text in sorted((os.environ if environ is None else environ).items()):
         if name.startswith("PCRL_") and name not in RESERVED:
-            put(values, name.removeprefix("PCRL_").lower().replace("__", "."), _value(text))
+            try:
+                value = _value(text)
+            except yaml.YAMLError:
+                raise ConfigError(
+                    f"the value {text!r} of {name} is no YAML; correct it or unset the variable"
+                ) from None
+            put(values, name.removeprefix("PCRL_").lower().replace("__", "."), value)
     return ENVIRONMENT, values
 
 
@@ -99,7 +105,11 @@ def set_layer(pairs: Iterable[str]) -> Layer:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {pair!r} is not KEY=VALUE; write for example --set train.lr=0.001")
-        put(values, key.strip(), _value(text))
+        try:
+            value = _value(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {pair!r}: {text!r} is no YAML; put text with such signs in quotes") from None
+        put(values, key.strip(), value)
     return "--set", values
 
 
@@ -196,7 +206,9 @@ def _check_known(model: type[BaseModel], dotted: str, origin: str) -> None:
         if key not in part.model_fields:
             prefix = ".".join(dotted.split(".")[:i])
             known = [f"{prefix}.{name}" if prefix else name for name in part.model_fields]
-            near = difflib.get_close_matches(dotted, [*known, *all_keys(model)], n=1, cutoff=0.5)
+            every = all_keys(model)
+            near = [other for other in every if other.rpartition(".")[2] == dotted.rpartition(".")[2]]
+            near += difflib.get_close_matches(dotted, [*known, *every], n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
             raise ConfigError(f"unknown setting {dotted} (from {origin}); {hint}")
         part = part.model_fields[key].annotation

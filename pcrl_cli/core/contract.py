@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import Literal
 
 from pcrl_cli.core.config import Settings
 
@@ -51,7 +52,7 @@ def _hash(salt: str, name: str) -> str:
 class Contract(Settings):
     """Travels in the metadata of every weights file."""
 
-    schema_: str = "pcrl.weights/1"
+    schema_: Literal["pcrl.weights/1"] = "pcrl.weights/1"
     architecture: Architecture
     domain: Domain
     patients: Patients = Patients()

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,12 +92,15 @@ def fingerprint(value: Any) -> str:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Deletes the temporary files of processes of this host that are gone; returns how many."""
+    """Deletes the temporary files and folders of processes of this host that are gone; returns how many."""
     removed = 0
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.match(path.name)
         if match and match["host"] == _host() and not _alive(int(match["pid"])):
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             removed += 1
     return removed
 

@@ -53,6 +53,7 @@ class Stream:
 
     def keyed(self, index: Int[Tensor, " n"]) -> "Stream":
         """A stream for each 64-bit index, below this single one."""
+        index = index.long()
         low, high = (index & 0xFFFFFFFF), (index >> 32)
         low, high = (torch.where(w >= 2**31, w - 2**32, w).to(torch.int32) for w in (low, high))
         k0 = _mix(_mix(low ^ self.keys[:, 0]) + high)
@@ -77,7 +78,7 @@ class Stream:
         return _mix(_mix(counter ^ self.keys[:, :1]) + self.keys[:, 1:])
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "b *shape"]:
-        """U[low, high), 24 random bits each."""
+        """U[low, high), 24 random bits each; rounding may reach `high` itself where `low` is not 0."""
         u = ((self.bits(math.prod(shape)) >> 8) & 0xFFFFFF).float() * 2.0**-24
         return (low + (high - low) * u).reshape(len(self), *shape)
 

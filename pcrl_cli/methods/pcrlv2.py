@@ -5,6 +5,7 @@ after the local (pixel) augmentation, what the network sees (the paper's x1', x2
 bottleneck, F_1..F_N: decoder maps, coarse to fine. f_i^R: restoration head, f_P: predictor of scale i. v_i = BN(GAP(F_i)).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -53,6 +54,9 @@ class Config(Settings):
     scale_weight: Literal["constant", "cosine"] = Field("constant", description="of the scale's MSE; released: cosine")
     local_scales: Literal["shared", "fresh"] = Field("shared", description="released: drawn again for every local term")
     local_terms: Literal["sum", "mean"] = Field("sum", description="Eq. 10: sum; released code: mean")
+    decode: Literal["drawn", "all"] = Field(
+        "drawn", description="all: the same result, slower; for benchmarks and tests"
+    )
     stop_gradient: bool = Field(True, description="off only to see a collapse")
     augment: Ranges = Ranges()
     augmentation: Literal["batched", "torchio"] = Field(
@@ -172,7 +176,7 @@ class PCRLv2(Learner):
             k = locals_.shape[1]
             _, l = self._augment(locals_.flatten(0, 1), rng.sample.fork("local").each(k), local=True)  # noqa: E741
             views["l"] = l.unflatten(0, (b, k))
-        views["scales"] = draw_scales(self.config, rng.step, k)
+        views["scales"] = draw_scales(self.config, rng.step.fork("scales"), k)
         return views
 
     def _augment(self, x01: Tensor, streams: Stream, local: bool) -> tuple[Tensor, Tensor]:
@@ -198,8 +202,7 @@ class PCRLv2(Learner):
         Terms: `restore`, `compare`, `local`, and `full` (recipe released).
         """
         x, g, scales = views["x"], views["g"], views["scales"]
-        everything = self.config.full_resolution or self.config.comparison == "crossed"
-        until = self.net.scales if everything else scales.finest
+        until = self.net.scales if self.config.full_resolution else self._until(scales.finest)
         # g1, g2 and all locals pass by themselves: each has its own batch-norm statistics
         f1, f2 = self.net(g[:, 0], until), self.net(g[:, 1], until)
         terms = {}
@@ -214,6 +217,11 @@ class PCRLv2(Learner):
                 terms["local"] = self._local(views["l"], heads, scales)
         return terms
 
+    def _until(self, finest: int) -> int:
+        """What must be decoded: nothing finer than the finest scale that a loss uses."""
+        everything = self.config.decode == "all" or self.config.comparison == "crossed"
+        return self.net.scales if everything else finest
+
     def _restore(self, f1: list[Tensor], f2: list[Tensor], x: Tensor, i: int, progress: Progress) -> Tensor:
         """L^R(g1, g2) = MSE(f_i^R(F_i(g1)), x1) + MSE(f_i^R(F_i(g2)), x2)                               (Eq. 4)
 
@@ -225,7 +233,7 @@ class PCRLv2(Learner):
         if self.config.restored_views == "both":
             loss = loss + losses.mse(head(f2[i], size), x[:, 1])
         if self.config.scale_weight == "cosine":
-            loss = loss * (0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress.fraction)).item()))
+            loss = loss * (0.5 * (1 + math.cos(math.pi * progress.fraction)))
         return loss
 
     def _heads(self, pyramid: list[Tensor]) -> "Heads":
@@ -240,8 +248,7 @@ class PCRLv2(Learner):
     def _local(self, l: Float[Tensor, "b k c *space"], heads: tuple["Heads", "Heads"], scales: Scales) -> Tensor:  # noqa: E741
         """sum over m, k of L^C(l_k, g_m); released code (`local_terms: mean`): their mean."""
         b, k = l.shape[:2]
-        until = self.net.scales if self.config.comparison == "crossed" else scales.finest_local
-        of_all = Heads(self.compare, self.net(l.flatten(0, 1), until))
+        of_all = Heads(self.compare, self.net(l.flatten(0, 1), self._until(scales.finest_local)))
         terms = torch.stack(
             [self._compare(of_all.of_view(j, b, k), heads[m], scales.local[m][j]) for m in range(2) for j in range(k)]
         )

@@ -31,10 +31,12 @@ class Restoration(nn.Module):
             layers = [ConvBnReLU(axes, c, c, bias=False), axes.conv(c, channels, 3, padding=1)]
         else:
             layers = [axes.conv(c, channels, 3, padding=1), axes.norm(channels)]
-        self.layers = nn.Sequential(*layers, *([nn.Sigmoid()] if sigmoid else []))
+        self.layers = nn.Sequential(*layers)
+        self.sigmoid = sigmoid
 
     def forward(self, f: Float[Tensor, "b c *small"], size: tuple[int, ...]) -> Float[Tensor, "b channels *space"]:
-        return self.axes.up_linear(self.layers(f).float(), size)
+        restored = self.layers(f).float()  # before the sigmoid: bfloat16 has steps of 0.004 below 1
+        return self.axes.up_linear(restored.sigmoid() if self.sigmoid else restored, size)
 
 
 class Comparison(nn.Module):

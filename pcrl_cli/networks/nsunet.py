@@ -16,8 +16,8 @@ Up = Literal["nearest", "deconv"]
 class DecoderStage(nn.Module):
     """F_i = Conv-BN-ReLU(Conv-BN-ReLU(Up(F_{i-1})))                                                      (Eq. 1)
 
-    Up goes to the size of the encoder level that the stage mirrors, so odd sizes pass. With `skip` (Table 1's
-    ablation) the mirrored encoder map is concatenated after Up.
+    Up goes to the size of the encoder level that the stage mirrors, so odd sizes pass: voxel i gets what it was pooled
+    into, i // 2. With `skip` (Table 1's ablation) the mirrored encoder map is concatenated after Up.
     """
 
     def __init__(self, axes: Axes, c_in: int, c_out: int, c_skip: int, up: Up) -> None:
@@ -28,10 +28,8 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, mirrored: Tensor, skip: bool) -> Tensor:
         size = mirrored.shape[2:]
-        if self.deconv is not None:
-            x = self.deconv(x)[(..., *(slice(n) for n in size))]  # ceil-mode pooling: cut the odd surplus
-        else:
-            x = F.interpolate(x, size, mode="nearest-exact")
+        cut = (..., *(slice(n) for n in size))  # ceil-mode pooling leaves a deconvolution an odd surplus
+        x = F.interpolate(x, size, mode="nearest") if self.deconv is None else self.deconv(x)[cut]
         if skip:
             x = torch.cat([x, mirrored], dim=1)
         return self.convs(x)

@@ -35,6 +35,8 @@ class Weights:
     path: Path
     tensors: dict[str, Tensor]
     contract: Contract
+    others: tuple[str, ...] = ()
+    """Names of the file's tensors that are no part of the encoder: decoder, heads, a task's last layer."""
 
     @property
     def digest(self) -> str:
@@ -51,6 +53,8 @@ class TransferReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     wrong_shape: list[str] = field(default_factory=list)
+    not_encoder: list[str] = field(default_factory=list)
+    """Keys of the file that belong to a decoder, a head or a task's last layer: only the encoder moves."""
     adapted: list[str] = field(default_factory=list)
     """Keys that were changed to fit, and how."""
     differences: list[str] = field(default_factory=list)
@@ -86,7 +90,9 @@ def read_weights(path: Path) -> Weights:
         raise IntegrityError(
             f"the contract in {path} is damaged or of another version; export the weights again"
         ) from None
-    return Weights(path, _encoder_part(tensors), contract)
+    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
+    encoder = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return Weights(path, encoder, contract, tuple(sorted(key for key in tensors if not key.startswith(prefix))))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -106,20 +112,27 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise IntegrityError(
             f"{path} holds more than tensors and was not opened, since a pickle can run code"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # a torn pickle stream fails in every way there is: IndexError, KeyError, struct.error ...
         first = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise IntegrityError(f"{path} is no sound torch file ({first}); copy or export it again") from None
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ConfigError(f"{path} is not a file that `pcrl export --format torch` wrote")
-    return content["state_dict"], content.get("pcrl")
+    content = content if isinstance(content, dict) else {}
+    tensors, text = content.get("state_dict"), content.get("pcrl")
+    if (
+        not isinstance(tensors, dict)
+        or not isinstance(text, str | None)
+        or not all(map(_is_named_tensor, tensors.items()))
+    ):
+        raise ConfigError(
+            f"{path} is not a file that `pcrl export --format torch` wrote; export the weights with it, or give "
+            "another file"
+        )
+    return tensors, text
 
 
-def _encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        part = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if part:
-            return part
-    return {}
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def write_weights(path: Path, encoder: nn.Module | dict[str, Tensor], contract: Contract, format: Format) -> None:
@@ -152,7 +165,11 @@ def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> Transf
     Raises:
         ConfigError: less than 90 % of the encoder's values were loaded.
     """
-    report = TransferReport(str(weights.path), differences=_differences(weights.contract.domain, domain))
+    report = TransferReport(
+        str(weights.path),
+        not_encoder=list(weights.others),
+        differences=_differences(weights.contract.domain, domain),
+    )
     own = encoder.state_dict()
     new: dict[str, Tensor] = {}
     for key, value in weights.tensors.items():

@@ -34,8 +34,8 @@ def demo(
     out: Path,
     *,
     patients: int = 40,
-    pretrain_steps: int = 60,
-    finetune_epochs: int = 12,
+    pretrain_steps: int = 40,
+    finetune_epochs: int = 8,
     width: int = 4,
     ratio: float = 0.4,
     seed: int = 0,
@@ -91,7 +91,7 @@ def demo(
             layers=[
                 _layer(
                     ratio=ratio,
-                    train={"epochs": finetune_epochs, "batch": 16, "seed": seed},
+                    train={"epochs": finetune_epochs, "batch": 16, "lr": 1e-2, "seed": seed},
                     **({} if weights else {"width": width}),
                 )
             ],

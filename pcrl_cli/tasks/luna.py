@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pcrl_cli.augment.intensity import z_normalise
 from pcrl_cli.core.config import Settings
+from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Views
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.encoder import Encoder
@@ -39,14 +40,23 @@ class Luna(Classification):
     def views(self, batch: Batch, rng: Rng) -> Views:
         """A random side^3 of every block, turned by one of the cube's 48 symmetries (flips, rotations of 90 degrees)."""
         stream = rng.sample.fork("luna")
-        crop = rotated_crop(batch["blocks"], self.config.side, stream)
+        crop = rotated_crop(self._large_enough(batch["blocks"]), self.config.side, stream)
         return {"x": self._input(crop), "label": batch["label"]}
 
     def centre(self, batch: Batch) -> Float[Tensor, "b c x y z"]:
-        blocks, side = batch["blocks"], self.config.side
+        blocks, side = self._large_enough(batch["blocks"]), self.config.side
         start = blocks.shape[-1] // 2 - side // 2
         cut = slice(start, start + side)
         return self._input(blocks[:, :, cut, cut, cut])
+
+    def _large_enough(self, blocks: Tensor) -> Tensor:
+        n, side = blocks.shape[-1], self.config.side
+        if side > n:
+            raise ConfigError(
+                f"learner.side {side} is larger than the cached blocks of {n}^3 voxels; lower it, or prepare the cache "
+                f"with --set candidates.side_mm={side + 16}"
+            )
+        return blocks
 
     def _input(self, stored: Tensor) -> Tensor:
         """HU window -> [0, 1] -> z-normalised, as in pre-training."""

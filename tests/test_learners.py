@@ -1,0 +1,302 @@
+"""What every Learner promises, asked of each of them by name: a new one need only appear in its dictionary."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pcrl_cli.core.config import RECIPES, recipe
+from pcrl_cli.core.contract import Architecture
+from pcrl_cli.core.learner import Progress, Task
+from pcrl_cli.core.names import find
+from pcrl_cli.core.rng import Rng
+from pcrl_cli.methods import METHODS
+from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.tasks import TASKS
+
+TO_UNIT = (1 / 2000, 0.5)
+NOW = Progress(3, 10)
+POSITIONS = torch.tensor([4, 0, 9, 2**33])
+METHOD_CASES = [("method", name, r) for name in sorted(METHODS) for r in RECIPES]
+TASK_CASES = [("task", name, None) for name in sorted(TASKS)]
+CASES = METHOD_CASES + TASK_CASES
+UNUSED = {("pcrlv2", "released"): {("x", 1)}}
+"""(view, index) that a recipe leaves out on purpose: the released code restores the first view only."""
+
+every = pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(filter(None, c[1:])))
+
+
+def build(case, seed=0):
+    """A small learner with weights from a seed."""
+    kind, name, recipe_ = case
+    torch.manual_seed(seed)
+    if kind == "task":
+        module = find("task", name, TASKS)
+        encoder = build_encoder(Architecture(dim=3, encoder="unet3d", width=2, poolings=3), 1)
+        return module.TASK(encoder, module.Config(side=16), TO_UNIT)
+    module = find("method", name, METHODS)
+    options = recipe(recipe_, "pretrain", name, "3d")["learner"]
+    return module.LEARNER(module.Config(**options | {"width": 2}), 1, TO_UNIT)
+
+
+def group(case):
+    return find("task", case[1], TASKS).GROUP if case[0] == "task" else find("method", case[1], METHODS).GROUP
+
+
+def crops(*shape):
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(int(np.prod(shape[:-3])), 1, *(s // 4 for s in shape[-3:]), generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, size=shape[-3:], mode="trilinear", align_corners=False)
+    return (2600 * fine.reshape(shape) - 1300).clamp(-1000, 1000).to(torch.int16)
+
+
+def batch_of(case):
+    """Four stored samples of the group that the learner reads, smaller than real ones."""
+    if group(case) == "candidates":
+        return {"blocks": crops(4, 1, 24, 24, 24), "label": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}
+    locals_ = crops(4, 6, 1, 8, 8, 8)
+    return {"globals": crops(4, 2, 1, 24, 16, 16), "locals_sub": locals_, "locals_multi": locals_.flip(1)}
+
+
+def views_at(learner, batch, step=0, positions=POSITIONS, seed=0):
+    with torch.no_grad():
+        return learner.views(batch, Rng.at(seed, step, positions))
+
+
+def tensors(views):
+    return {name: value for name, value in views.items() if isinstance(value, Tensor)}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(v, other[k]) if isinstance(v, Tensor) else v == other[k] for k, v in one.items())
+
+
+def settle(learner, batch, steps=8):
+    """Running statistics of batch norms as training leaves them, then eval mode, where samples do not mix."""
+    learner.train()
+    for module in learner.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # plain averages: the initial 0 and 1 leave no trace
+    with torch.no_grad():
+        for step in range(steps):
+            learner(views_at(learner, batch, step), NOW)
+    return learner.eval()
+
+
+def total(terms):
+    return torch.stack(list(terms.values())).sum()
+
+
+@every
+def test_two_steps_move_every_convolution_of_the_encoder(case):
+    learner, batch = build(case), batch_of(case)
+    before = {k: p.detach().clone() for k, p in learner.encoder.named_parameters()}
+    optimiser = torch.optim.SGD(learner.parameters(), lr=0.01)
+    for step in range(2):
+        optimiser.zero_grad()
+        total(learner(views_at(learner, batch, step), NOW)).backward()
+        optimiser.step()
+    still = [k for k, p in learner.encoder.named_parameters() if p.dim() > 1 and torch.equal(before[k], p)]
+    assert not still
+    assert all(torch.isfinite(p).all() for p in learner.parameters())
+
+
+@every
+def test_terms_are_named_finite_scalars_with_gradients(case):
+    learner, batch = build(case), batch_of(case)
+    for player in learner.players():
+        terms = learner.losses(views_at(learner, batch), NOW, player)
+        assert terms
+        assert all(name.isidentifier() for name in terms)
+        assert all(t.dim() == 0 and torch.isfinite(t) and t.requires_grad for t in terms.values())
+
+
+@every
+def test_the_terms_do_not_change_their_names_from_step_to_step(case):
+    learner, batch = build(case), batch_of(case)
+    names = [list(learner(views_at(learner, batch, step), Progress(step, 6))) for step in range(6)]
+    assert all(n == names[0] for n in names)
+
+
+@every
+def test_views_are_a_function_of_the_batch_and_the_randomness_alone(case):
+    learner, batch = build(case), batch_of(case)
+    one = views_at(learner, batch)
+    torch.manual_seed(77)
+    np.random.seed(77)  # noqa: NPY002
+    random.seed(77)
+    other = build(case, seed=1).eval()
+    assert same(one, views_at(learner, batch))
+    assert same(one, views_at(other, batch)), "views depend on the weights or the mode"
+    rng = Rng.at(0, 0, POSITIONS)
+    with torch.no_grad():
+        assert same(learner.views(batch, rng), learner.views(batch, rng)), "views use up what they are given"
+
+
+@every
+def test_another_step_or_seed_gives_other_views_of_every_sample(case):
+    learner, batch = build(case), batch_of(case)
+    one = tensors(views_at(learner, batch))
+    for change in ({"step": 1}, {"seed": 1}):
+        other = tensors(views_at(learner, batch, **change))
+        for name, value in one.items():
+            if value.is_floating_point():
+                assert all(not torch.equal(a, b) for a, b in zip(value, other[name], strict=True)), name
+
+
+@every
+def test_views_and_losses_leave_global_generators_and_the_batch_alone(case):
+    learner, batch = build(case), batch_of(case)
+    kept = {k: v.clone() for k, v in batch.items()}
+    torch.manual_seed(3)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    views = views_at(learner, batch)
+    before = {k: v.clone() for k, v in tensors(views).items()}
+    learner(views, NOW)
+    learner.diagnostics(views)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    # Python's `random` is not looked at: beartype, which checks shapes here, draws from it
+    assert same(kept, batch)
+    assert same(before, tensors(views))
+
+
+@every
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_batch_split_over_ranks_gives_the_same_views(case, ranks):
+    learner, batch = build(case), batch_of(case)
+    whole = views_at(learner, batch, 5)
+    for rank in range(ranks):
+        rows = torch.arange(rank, 4, ranks)
+        part = views_at(learner, {k: v[rows] for k, v in batch.items()}, 5, POSITIONS[rows])
+        for name, value in whole.items():
+            if isinstance(value, Tensor):
+                assert torch.allclose(value[rows].float(), part[name].float(), atol=1e-6), name
+            else:
+                assert value == part[name], name
+
+
+@every
+def test_players_share_no_parameter_and_leave_none_out(case):
+    learner = build(case)
+    players = [[id(p) for p in parameters] for parameters in learner.players().values()]
+    together = [i for ids in players for i in ids]
+    assert len(together) == len(set(together))
+    assert set(together) == {id(p) for p in learner.parameters() if p.requires_grad}
+
+
+@every
+def test_losses_are_deterministic(case):
+    learner, batch = build(case), batch_of(case)
+    views = views_at(learner, batch)
+    one, again = learner.losses(views, NOW), learner.losses(views, NOW)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+@every
+def test_bfloat16_autocast_gives_finite_float32_terms_and_finite_gradients(case):
+    learner, batch = build(case), batch_of(case)
+    views = views_at(learner, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = learner.losses(views, NOW)
+    assert all(t.dtype == torch.float32 and torch.isfinite(t) for t in terms.values())
+    total(terms).backward()
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
+
+
+def places(name, value):
+    """(sample, view) of a tensor with several views a sample, else (sample,)."""
+    several = value.dim() == 6
+    return [(s, v) if several else (s,) for s in range(len(value)) for v in (range(value.shape[1]) if several else [0])]
+
+
+@every
+def test_every_sample_of_every_view_changes_some_loss(case):
+    batch = batch_of(case)
+    learner = settle(build(case), batch)  # in eval mode a sample cannot be felt through batch statistics alone
+    views = views_at(learner, batch, 2)
+    unused = UNUSED.get(case[1:], set())
+    with torch.no_grad():
+        reference = learner.losses(views, NOW)
+        for name, value in tensors(views).items():
+            for place in places(name, value):
+                changed = value.clone()
+                changed[place] = 1 - value[place] if not value.is_floating_point() else value[place].flip(-3) + 0.5
+                terms = learner.losses(views | {name: changed}, NOW)
+                moved = any(not torch.equal(terms[t], reference[t]) for t in terms)
+                assert moved == ((name, place[-1]) not in unused), (name, place)
+
+
+@every
+def test_everything_that_a_resume_needs_is_in_the_state(case):
+    batch = batch_of(case)
+    one = build(case)
+    optimiser = torch.optim.SGD(one.parameters(), lr=0.01)
+    total(one(views_at(one, batch, 0), NOW)).backward()
+    optimiser.step()
+    one.after_step(NOW)
+    other = build(case, seed=9)
+    other.load_state_dict(one.state_dict())
+    for learner in (one.train(), other.train()):
+        learner.zero_grad()
+        total(learner(views_at(learner, batch, 1), NOW)).backward()
+    assert same(one.state_dict(), other.state_dict())
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        assert p.grad is None or torch.equal(p.grad, q.grad), name
+
+
+@every
+def test_what_is_watched_has_finite_rows_before_and_after(case):
+    learner, batch = build(case), batch_of(case)
+    watched = learner.diagnostics(views_at(learner, batch))
+    assert case[0] == "task" or "encoder" in watched
+    for name, w in watched.items():
+        assert w.before.dim() == w.after.dim() == 2, name
+        assert torch.isfinite(w.before).all(), name
+        assert torch.isfinite(w.after).all(), name
+
+
+@every
+def test_pictures_are_rows_and_columns_of_slices(case):
+    learner, batch = build(case), batch_of(case)
+    learner.eval()
+    with torch.no_grad():
+        shown = learner.pictures(views_at(learner, batch))
+    assert shown
+    assert all(image.dim() == 4 and len(image) == 4 and torch.isfinite(image).all() for image in shown.values())
+
+
+@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: c[1])
+def test_predictions_are_probabilities_of_each_sample_by_itself(case):
+    batch = batch_of(case)
+    task = settle(build(case), batch)
+    assert isinstance(task, Task)
+    one = task.predict(batch)
+    assert torch.equal(one, task.predict(batch))
+    assert one.shape[0] == 4
+    assert not one.requires_grad
+    assert ((one > 0) & (one < 1)).all()
+    alone = torch.cat([task.predict({k: v[i : i + 1] for k, v in batch.items()}) for i in range(4)])
+    assert torch.allclose(one, alone, atol=1e-5)
+    assert len(one.unique()) == one.numel()
+
+
+@pytest.mark.parametrize("case", METHOD_CASES, ids=lambda c: "-".join(c[1:]))
+def test_a_methods_module_says_what_it_wants_cached_and_what_its_encoder_is(case):
+    module = find("method", case[1], METHODS)
+    learner = build(case)
+    assert module.CROP_PLAN().group == module.GROUP
+    assert set(learner.config.arrays) <= batch_of(case).keys()
+    build_encoder(learner.architecture, 1).load_state_dict(learner.encoder.state_dict())
+
+
+@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: c[1])
+def test_a_tasks_module_says_what_it_wants_cached_and_how_it_is_scored(case):
+    module = find("task", case[1], TASKS)
+    assert module.CROP_PLAN().group == module.GROUP
+    assert set(module.ARRAYS) == batch_of(case).keys()
+    assert module.METRIC
