@@ -53,8 +53,13 @@ def test_the_semi_supervised_pipeline_runs_from_raw_scans_to_a_report(tmp_path):
         "SCRATCH": "--width 2",
     }
     script = ROOT / "examples" / "luna_semi_supervised.sh"
-    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0].split("/")[-1] for line in done.stdout.splitlines() if "AUROC" in line] == ["model.safetensors", "scratch"]
+    assert [line.split(":")[0].split("/")[-1] for line in done.stdout.splitlines() if "AUROC" in line] == [
+        "model.safetensors",
+        "scratch",
+    ]
     assert (tmp_path / "encoder.safetensors").stat().st_size > 1000
     assert "AUROC" in (tmp_path / "report.html").read_text("utf-8")

@@ -80,6 +80,10 @@ class Learner(nn.Module):
         """Features to watch for a collapse, by name."""
         return {}
 
+    def figures(self, views: Views) -> dict[str, Tensor]:
+        """Scalars to log beside the diagnostics, such as how many views were degenerate."""
+        return {}
+
     def pictures(self, views: Views) -> dict[str, Tensor]:
         """Images for the report by name: (rows, columns, x, y) in any range."""
         return {}

@@ -42,7 +42,7 @@ class Loader:
         rank, ranks: this process takes rows rank::ranks of every batch.
 
     Raises:
-        ConfigError: the batch is larger than an epoch, or does not divide among the ranks.
+        ConfigError: the batch is larger than an epoch, or does not divide among the ranks into two or more each.
     """
 
     def __init__(
@@ -72,6 +72,10 @@ class Loader:
         if batch % ranks:
             raise ConfigError(
                 f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}"
+            )
+        if ranks > 1 and batch < 2 * ranks:
+            raise ConfigError(
+                f"the batch ({batch}) leaves one sample a rank, and batch norm needs two; set --batch to {2 * ranks} or more"
             )
         self.place, self.residency = self._choose(where)
         self.resident = self._load() if self.place != "disk" else None

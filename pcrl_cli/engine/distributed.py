@@ -27,6 +27,8 @@ class World:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
+        if device.type == "cuda":  # from here on `cuda` means this rank's own GPU
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(dist.get_rank(), size)
@@ -47,19 +49,20 @@ class World:
                 g.copy_(part.view_as(g))
 
     def mean(self, value: Tensor) -> Tensor:
+        """Averaged over the ranks: equal on all of them, and NaN on all if it is on one."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
             value /= self.size
         return value
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """True on all ranks if it is on one."""
+    def agrees(self, number: int, device: torch.device) -> bool:
+        """Whether all ranks hold the same number."""
         if self.size == 1:
-            return flag
-        value = torch.tensor(float(flag), device=device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value.item())
+            return True
+        extremes = torch.tensor([number, -number], device=device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return int(extremes[0]) == -int(extremes[1])
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -6,14 +6,17 @@ RUN/
 ├── metrics.jsonl       one object a logged step
 ├── checkpoints/step_000500/ {model, optim}.safetensors, state.json with their SHA-256
 ├── best/               the same, of the best validation so far (fine-tuning)
-└── captures/           the batch of a non-finite step
+├── captures/           the batch of a non-finite step, one folder a rank
+└── tensorboard/        the rows of metrics.jsonl, if train.tensorboard
 """
 
 import hashlib
 import json
-import os
+import math
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,10 @@ from pcrl_cli.core.config import leaves
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
 
 SCHEMA = "pcrl.run/1"
+OWN = ("checkpoints", "best", "captures", "tensorboard", "evaluation", "report.html", "metrics.jsonl", "config.yaml")
+"""What `overwrite` deletes, before run.json; other files in the folder are not ours."""
+
+_STEP = re.compile(r"(?:step_(\d+)|\.step_(\d+)\.old)")
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,21 @@ class Run:
 
         Raises:
             ConfigError: it holds other settings (their names are listed), or something that is no run.
+            IntegrityError: its record is torn.
+            MachineError: the folder cannot be written.
         """
-        if overwrite and folder.exists():
-            cls.load(folder)  # refuses to delete what is not a run
-            shutil.rmtree(folder)
-        if folder.exists() and any(folder.iterdir()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            taken = any(not path.name.startswith(".") for path in folder.iterdir())
+        except OSError as error:
+            raise MachineError(f"cannot make {folder}: {error.strerror}; choose another --out") from None
+        if taken and overwrite:
+            cls._clear(folder)
+        elif taken:
             run = cls.load(folder)
-            if run.record["fingerprint"] != fingerprint:
-                keys = ", ".join(_differences(run.record["settings"], settings)) or "the data"
-                raise ConfigError(
-                    f"{folder} holds a run with other settings (different: {keys}); choose another --out, "
-                    "or --overwrite to redo it"
-                )
+            run._require_same(verb, settings, fingerprint)
+            if not (folder / "config.yaml").exists():  # stopped between the two writes below
+                files.write_atomic(folder / "config.yaml", config_yaml.encode())
             return run
         record = {
             "schema": SCHEMA,
@@ -74,11 +84,33 @@ class Run:
             "settings": settings,
             "result": None,
         }
-        _make(folder)
-        files.write_atomic(folder / "config.yaml", config_yaml.encode())
         run = cls(folder, record)
         run.write_record()
+        files.write_atomic(folder / "config.yaml", config_yaml.encode())
         return run
+
+    @classmethod
+    def _clear(cls, folder: Path) -> None:
+        """Deletes a run, its record last; refuses a folder that is none and leaves files alone that are not the run's."""
+        with suppress(IntegrityError):  # a torn record is a reason to start again
+            cls.load(folder)
+        with files.blame_machine(folder):
+            for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old"), *(folder / name for name in OWN)]:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            (folder / "run.json").unlink()
+
+    def _require_same(self, verb: str, settings: dict[str, Any], fingerprint: str) -> None:
+        if self.record["verb"] != verb:
+            raise ConfigError(f"{self.folder} holds a run of `pcrl {self.record['verb']}`; choose another --out")
+        if self.record["fingerprint"] != fingerprint:
+            keys = ", ".join(_differences(self.record["settings"], settings)) or "the data"
+            raise ConfigError(
+                f"{self.folder} holds a run with other settings (different: {keys}); choose another --out, "
+                "or --overwrite to redo it"
+            )
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -115,9 +147,13 @@ class Run:
     # ---- metrics -------------------------------------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends one object; a non-finite number is written as null, so that the file stays JSON."""
-        row = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
-        with self.metrics_path.open("a", encoding="utf-8") as file:
+        """Appends one object; a non-finite number is written as null, so that the file stays JSON.
+
+        Raises:
+            MachineError: the disk is full or not writable.
+        """
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with files.blame_machine(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
@@ -131,15 +167,45 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """Sealed checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step_[0-9]*"))
+        return [path for _, path in sorted(self._by_step().items())]
+
+    def _by_step(self) -> dict[int, Path]:
+        """Checkpoints by step; one that is just being replaced is found under its other name."""
+        found: dict[int, Path] = {}
+        folder = self.folder / "checkpoints"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:  # .step_N.old comes before step_N, which wins
+            match = _STEP.fullmatch(path.name)
+            if match and path.is_dir():
+                found[int(match[1] or match[2])] = path
+        return found
 
     def save(self, checkpoint: Checkpoint, metadata: dict[str, str], keep: int) -> Path:
-        """Seals a checkpoint of its step and drops all but the newest `keep` (two at least)."""
-        target = self.folder / "checkpoints" / f"step_{checkpoint.state['step']:06d}"
+        """Seals a checkpoint of its step and drops all but the newest `keep` (two at least).
+
+        Checkpoints of later steps are dropped too: they are damaged, or the run would have gone on from them.
+        """
+        step = int(checkpoint.state["step"])
+        target = self.folder / "checkpoints" / f"step_{step:06d}"
         seal(target, checkpoint, metadata)
-        for old in self.checkpoints[: -max(keep, 2)]:
-            shutil.rmtree(old)
+        known = self._by_step()
+        kept = sorted(s for s in known if s <= step)[-max(keep, 2) :]
+        for path in (path for s, path in known.items() if s not in kept):
+            shutil.rmtree(path, ignore_errors=True)
         return target
+
+    def tidy(self) -> None:
+        """What a killed process left: half-written folders go, a replaced one comes back. For the run's only writer."""
+        for folder in (self.folder, self.folder / "checkpoints", self.folder / "captures"):
+            for path in folder.glob(".*.old"):
+                target = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
+                if target.exists():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.rename(target)
+            for path in folder.glob(".*.tmp"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+            files.remove_leftovers(folder)
 
     def save_best(self, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
         seal(self.folder / "best", checkpoint, metadata)
@@ -167,7 +233,8 @@ class Run:
         Raises:
             ConfigError: nothing has been saved yet.
         """
-        folders = [self.folder / "best"] if (self.folder / "best").is_dir() else self.checkpoints[-1:]
+        best = _present(self.folder / "best")
+        folders = [best] if best.is_dir() else self.checkpoints[-1:]
         if not folders:
             raise ConfigError(f"{self.folder} holds no weights yet; let the run save a checkpoint first")
         return folders[0] / "model.safetensors"
@@ -178,12 +245,22 @@ class Run:
         Raises:
             IntegrityError: it is torn or was changed.
         """
-        unseal(self.weights_path().parent)
+        try:
+            unseal(self.weights_path().parent)
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; train again with --overwrite, or give other weights") from None
 
-    def capture(self, step: int, batch: dict[str, Tensor], state: dict[str, Any]) -> Path:
-        """Keeps the batch of a step that went wrong."""
-        folder = self.folder / "captures" / f"step_{step:06d}"
-        seal(folder, Checkpoint({k: v.contiguous().cpu() for k, v in batch.items()}, {}, state), {})
+    def best_is_sound(self) -> bool:
+        try:
+            unseal(_present(self.folder / "best"))
+        except IntegrityError:
+            return False
+        return True
+
+    def capture(self, step: int, batch: dict[str, Tensor], state: dict[str, Any], rank: int = 0) -> Path:
+        """Keeps a rank's batch of a step that went wrong, as `batch.safetensors` beside a `state.json`."""
+        folder = self.folder / "captures" / (f"step_{step:06d}" + (f"_rank{rank}" if rank else ""))
+        _seal(folder, {"batch": batch}, state, {})
         return folder
 
 
@@ -204,31 +281,57 @@ def seal(target: Path, checkpoint: Checkpoint, metadata: dict[str, str]) -> None
     Raises:
         MachineError: the disk is full or not writable.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _seal(target, {"model": checkpoint.model, "optim": checkpoint.optim}, checkpoint.state, metadata)
+
+
+def _seal(target: Path, parts: dict[str, dict[str, Tensor]], values: dict[str, Any], metadata: dict[str, str]) -> None:
+    draft = files.temporary(target)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
         hashes = {}
-        for name, tensors in (("model", checkpoint.model), ("optim", checkpoint.optim)):
-            path = temporary / f"{name}.safetensors"
+        for name, tensors in parts.items():
+            path = draft / f"{name}.safetensors"
             content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata)
             files.write_atomic(path, content)
             hashes[path.name] = hashlib.sha256(content).hexdigest()
-        files.write_json(temporary / "state.json", {**checkpoint.state, "sha256": hashes})
-        if target.exists():  # the same step again, after a fallback or for a better validation
-            old = target.with_name(f".{target.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        hashes["state.json"] = files.fingerprint(values)
+        files.write_json(draft / "state.json", {**values, "sha256": hashes})
+        _replace(draft, target)
         files.sync(target.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise MachineError(
-            f"cannot write {target}: {error.strerror}; free space or change permissions, then run again"
+            f"cannot write {target}: {error.strerror or error}; free space or change permissions, then run again"
         ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _replace(draft: Path, target: Path) -> None:
+    """Renames a folder into place. One that is there (the same step again, a better validation) steps aside first;
+
+    between the two renames it goes by `.NAME.old`, where readers look for it and `Run.tidy` brings it back from.
+    """
+    old = _aside(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        draft.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _present(target: Path) -> Path:
+    """The folder, or what it is called while it is being replaced."""
+    return _aside(target) if not target.exists() and _aside(target).is_dir() else target
 
 
 def unseal(folder: Path) -> Checkpoint:
@@ -238,8 +341,9 @@ def unseal(folder: Path) -> Checkpoint:
         IntegrityError: a file is missing, torn or changed.
     """
     state = files.read_json(folder / "state.json")
-    if not isinstance(state, dict) or "sha256" not in state:
-        raise IntegrityError(f"{folder / 'state.json'} holds no hashes")
+    hashes = state.pop("sha256", None) if isinstance(state, dict) else None
+    if not isinstance(hashes, dict) or hashes.get("state.json") != files.fingerprint(state):
+        raise IntegrityError(f"{folder / 'state.json'} is torn or was changed (its own hash differs)")
     parts = {}
     for name in ("model", "optim"):
         path = folder / f"{name}.safetensors"
@@ -247,17 +351,10 @@ def unseal(folder: Path) -> Checkpoint:
             content = path.read_bytes()
         except OSError:
             raise IntegrityError(f"{path} cannot be read") from None
-        if hashlib.sha256(content).hexdigest() != state["sha256"].get(path.name):
+        if hashlib.sha256(content).hexdigest() != hashes.get(path.name):
             raise IntegrityError(f"{path} is torn or was changed (its SHA-256 differs)")
         parts[name] = load_tensors(content)
     return Checkpoint(parts["model"], parts["optim"], state)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"cannot make {folder}: {error.strerror}; choose another --out") from None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -277,7 +374,7 @@ def optimiser_tensors(optimisers: dict[str, torch.optim.Optimizer]) -> dict[str,
 
 
 def restore_optimisers(optimisers: dict[str, torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimiser_tensors`; learning rates are the schedule's."""
+    """The inverse of `optimiser_tensors`, in the parameters' memory layout; learning rates are the schedule's."""
     for player, optimiser in optimisers.items():
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -285,3 +382,7 @@ def restore_optimisers(optimisers: dict[str, torch.optim.Optimizer], tensors: di
             if owner == player:
                 state.setdefault(int(index), {})[name] = value
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for p, loaded in optimiser.state.items():
+            for name, value in loaded.items():
+                if isinstance(value, Tensor) and value.shape == p.shape:
+                    loaded[name] = torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -21,7 +21,8 @@ def factor(
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done / total))
     if schedule == "cosine_epoch":
-        return 0.5 * (1 + math.cos(math.pi * (done // steps_per_epoch * steps_per_epoch) / total))
+        epoch_start = max(step // steps_per_epoch * steps_per_epoch - warmup, 0)
+        return 0.5 * (1 + math.cos(math.pi * epoch_start / total))
     if schedule == "halving":
         return float(0.5 ** (step // (halve_every * steps_per_epoch)))
     return 1.0

@@ -1,28 +1,30 @@
 """The loop that trains any Learner: device, precision, schedule, finite check, checkpoints, signals."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from pcrl_cli.core.config import Settings
-from pcrl_cli.core.errors import MachineError, NumericalError, Preempted
+from pcrl_cli.core.errors import ConfigError, MachineError, NumericalError, Preempted
 from pcrl_cli.core.learner import Batch, Learner, Progress, Views
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
-from pcrl_cli.engine.collapse import CollapseWatch
+from pcrl_cli.engine.collapse import CollapseWatch, measure
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Checkpoint, Run, optimiser_tensors, restore_optimisers
 from pcrl_cli.engine.schedule import Schedule, factor
+from pcrl_cli.engine.signals import StopFlag
+from pcrl_cli.engine.tensorboard import TensorBoard, require_tensorboard
+from pcrl_cli.engine.undo import snapshot
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -50,6 +52,7 @@ class TrainConfig(Settings):
     stop_on_collapse: bool = False
     keep: int = Field(2, ge=2, description="checkpoints kept")
     checkpoint_minutes: float = Field(10.0, gt=0)
+    tensorboard: bool = Field(False, description="also write RUN/tensorboard; pip install pcrl[tensorboard]")
 
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of so many: `warmup_steps`, but never more than a tenth of the run."""
@@ -87,7 +90,16 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` is bf16 autocast on CUDA and fp32 on the CPU, where it is bit-exact."""
+    """`auto` is bf16 autocast on CUDA and fp32 on the CPU, where it is bit-exact.
+
+    Raises:
+        ConfigError: bf16 was asked for on the CPU, where torch 2.13 with oneDNN returns uninitialised memory as the
+            weight gradient of a 3x3x3 convolution over 2x2x2 voxels or fewer: NaN at best, else silently wrong.
+    """
+    if precision == "bf16" and device.type == "cpu":
+        raise ConfigError(
+            "--precision bf16 is for GPUs: on a CPU the gradients of small 3D convolutions come out wrong; leave it out"
+        )
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
@@ -145,7 +157,9 @@ class Trainer:
         self.config, self.run, self.source, self.device = config, run, source, device
         self.world = world or World()
         self.metadata, self.validate, self.best_name = metadata, validate, best
-        self.listener = listener or Listener()
+        self.listener = listener if listener is not None and self.world.talks else Listener()
+        if config.tensorboard:
+            require_tensorboard()
         self.precision = resolve_precision(config.precision, device)
         self.learner = learner.to(device).to(memory_format=memory_format(learner))  # type: ignore[call-overload]
         self.optimisers = make_optimisers(self.learner, config)
@@ -155,8 +169,10 @@ class Trainer:
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.alarms: list[str] = []
-        self.stop = False
-        self.writers: list[Callable[[dict[str, Any]], None]] = [run.log] if self.world.talks else []
+        self.stop = StopFlag()
+        self.board: TensorBoard | None = None
+        self.saved_at = time.monotonic()
+        self.wish_to_stop = self.wish_to_save = False  # of any rank, as of the last exchange
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -170,97 +186,124 @@ class Trainer:
         """
         self._resume()
         self.world.broadcast(self.learner)
-        start, waited, saved = time.perf_counter(), 0.0, time.monotonic()
-        first = self.step
-        self.listener.begin("training", self.steps, "steps", self.step)
-        batches = self.source.batches(self.step)
-        try:
-            with _signals(self):
-                while self.step < self.steps:
-                    before = time.perf_counter()
-                    positions, batch = next(batches)
-                    wait = time.perf_counter() - before
-                    row = self._one_step(positions, batch)
-                    took = time.perf_counter() - before
-                    waited += wait
-                    row |= {"samples_per_second": self.source.batch_size / took, "data_wait": wait / took}
-                    at_end = self.step % self.per_epoch == 0 or self.step == self.steps
-                    if at_end and self.validate is not None:
-                        row |= self._validated()
-                    self._log(row)
-                    if self.world.any(self.stop, self.device):
-                        self.save()
-                        raise Preempted(
-                            f"stopped by a signal at step {self.step} of {self.steps}, everything is saved in "
-                            f"{self.run.folder}; run the same command again to go on"
-                        )
-                    if at_end or time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
-                        self.save()
-                        saved = time.monotonic()
-        finally:
-            self.listener.end()
+        with ExitStack() as stack:
+            self.listener.begin("training", self.steps, "steps", self.step)
+            stack.callback(self.listener.end)
+            if self.config.tensorboard and self.world.talks:
+                self.board = TensorBoard(self.run.folder / "tensorboard", self.step)
+                stack.callback(self.board.close)
+            stack.enter_context(self.stop.listening())
+            batches = self.source.batches(self.step)
+            stack.callback(getattr(batches, "close", lambda: None))  # ends a thread that reads ahead
+            return self._loop(batches)
+
+    def _loop(self, batches: Iterator[tuple[Tensor, Batch]]) -> Outcome:
+        start, waited, first = time.perf_counter(), 0.0, self.step
+        self.saved_at = time.monotonic()
+        while self.step < self.steps:
+            before = time.perf_counter()
+            positions, batch = next(batches)
+            wait = time.perf_counter() - before
+            row = self._one_step(positions, batch)
+            took = time.perf_counter() - before
+            waited += wait
+            row |= {"samples_per_second": self.source.batch_size / took, "data_wait": wait / took}
+            at_end = self.step % self.per_epoch == 0 or self.step == self.steps
+            if at_end and self.validate is not None:
+                row |= self._validated()
+            self._log(row)
+            self._save_or_stop(at_end)
+        if self._has_collapsed():  # before, in a run that ended so
+            raise self._collapse()
         seconds = time.perf_counter() - start
         rate = (self.step - first) * self.source.batch_size / max(seconds, 1e-9)
         return Outcome(self.step, seconds, rate, waited / max(seconds, 1e-9), self.alarms, self.best)
+
+    def _save_or_stop(self, at_end: bool) -> None:
+        """What follows a step: a checkpoint when one is due; the end if a signal came or the features collapsed."""
+        alone = self.world.size == 1  # several ranks must agree, so they go by what they last told each other
+        stop = self.stop.on if alone else self.wish_to_stop
+        collapsed = self._looks() and self._has_collapsed()
+        if at_end or stop or collapsed or (self._due() if alone else self.wish_to_save):
+            self.save()
+        if collapsed:
+            raise self._collapse()
+        if stop:
+            raise Preempted(
+                f"stopped by a signal at step {self.step} of {self.steps}, everything is saved in "
+                f"{self.run.folder}; run the same command again to go on"
+            )
+
+    def _has_collapsed(self) -> bool:
+        return self.config.stop_on_collapse and bool(self.watch.collapsed)
+
+    def _collapse(self) -> NumericalError:
+        return NumericalError(
+            f"the features {', '.join(self.watch.collapsed)} have collapsed by step {self.step}: see rank/ and std/ in "
+            f"{self.run.metrics_path}; lower train.lr or raise the batch, or leave --stop-on-collapse out"
+        )
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.saved_at > 60 * self.config.checkpoint_minutes
+
+    def _looks(self) -> bool:
+        """Whether rank and std of the features were looked at after the step just made."""
+        return self.step % self.config.check_every == 0 or self.step == self.steps
 
     def _one_step(self, positions: Tensor, batch: Batch) -> dict[str, Any]:
         """Views, losses, a step of every player; the row to log. Changes nothing if a number is not finite."""
         progress = Progress(self.step, self.steps)
         self.learner.train()
+        undo = snapshot(self.learner, self.optimisers)
         with torch.no_grad():
             views = self.learner.views(batch, Rng.at(self.config.seed, self.step, positions))
-        lr = self._set_lr()
-        row: dict[str, Any] = {"step": self.step, "epoch": self.step // self.per_epoch, "lr": lr}
-        undo = self._snapshot()
+        row: dict[str, Any] = {"step": self.step, "epoch": self.step // self.per_epoch, "lr": self._set_lr()}
+        self.wish_to_stop = self.wish_to_save = False
         for player, optimiser in self.optimisers.items():
             terms, norm = self._gradients(views, progress, player)
-            loss = sum(terms.values())
-            row |= {f"loss/{name}": value for name, value in terms.items()} | {"gradient_norm": norm}
-            if not self.world.any(not math.isfinite(loss + norm), self.device):
-                if self._skips(loss):
-                    row["skipped"] = 1
-                    undo()
-                else:
-                    optimiser.step()
-                continue
-            undo()
-            self._not_finite(batch, positions, terms, norm)
-        self.learner.after_step(progress)
+            loss, prefix = sum(terms.values()), f"{player}/" if len(self.optimisers) > 1 else ""
+            row |= {f"loss/{prefix}{name}": value for name, value in terms.items()} | {f"{prefix}gradient_norm": norm}
+            if not math.isfinite(loss + norm):  # of the means over the ranks, so that all come here or none
+                undo()
+                self._not_finite(batch, positions, terms, norm)
+            if self._skips(loss):
+                undo()
+                row["skipped"] = 1
+                break
+            optimiser.step()
+        else:
+            self.learner.after_step(progress)
         self.step += 1
-        if self.step % self.config.check_every == 0 or self.step == self.steps:
+        if self._looks():
             row |= self._check(views)
         return row
 
     def _gradients(self, views: Views, progress: Progress, player: str) -> tuple[dict[str, float], float]:
         """Fills every gradient of the player (zeros where the losses do not reach) and returns terms and norm."""
-        optimiser = self.optimisers[player]
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        groups = self.optimisers[player].param_groups
+        parameters = [p for group in groups for p in group["params"] if p.requires_grad]
         self.learner.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.learner(views, progress, player)
-        total = torch.stack([t.float() for t in terms.values()]).sum()
-        total.backward()
+        values = torch.stack([t.float() for t in terms.values()])
+        values.sum().backward()
         for p in parameters:  # an untouched parameter's gradient is 0, so momentum and decay go on
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         self.world.mean_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf)
-        values = torch.stack([*(self.world.mean(t.detach().float()) for t in terms.values()), norm]).tolist()
-        return dict(zip(terms, values[:-1], strict=True)), values[-1]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        values = self._told(values.detach())
+        *means, stop, save, total_norm = torch.cat([values, norm.reshape(1)]).tolist()  # the step's only wait
+        self.wish_to_stop |= stop > 0
+        self.wish_to_save |= save > 0
+        return dict(zip(terms, means, strict=True)), total_norm
 
-    def _snapshot(self) -> Callable[[], None]:
-        """How to undo what a step's forward passes change: buffers, and weights where several players move."""
-        tensors = list(self.learner.buffers())
-        if len(self.optimisers) > 1:
-            tensors += list(self.learner.parameters())
-        copies = [t.detach().clone() for t in tensors]
-
-        def undo() -> None:
-            with torch.no_grad():
-                for t, copy in zip(tensors, copies, strict=True):
-                    t.copy_(copy)
-
-        return undo
+    def _told(self, terms: Float[Tensor, " n"]) -> Float[Tensor, " n+2"]:
+        """The terms' means over the ranks, and whether any rank was asked to stop, or to save by rank 0's clock."""
+        wishes = [float(self.stop.on), float(self.world.talks and self._due())]
+        return self.world.mean(torch.cat([terms, torch.tensor(wishes, device=terms.device)]))
 
     def _skips(self, loss: float) -> bool:
         c = self.config
@@ -287,7 +330,7 @@ class Trainer:
             "terms": {k: repr(v) for k, v in terms.items()},
             "gradient_norm": repr(norm),
         }
-        where = self.run.capture(self.step, {**batch, "positions": positions}, state)
+        where = self.run.capture(self.step, {**batch, "positions": positions}, state, self.world.rank)
         self.save()
         raise NumericalError(
             f"{', '.join(bad)} is not finite at step {self.step}: no weight was changed and the batch is kept in {where}; "
@@ -297,20 +340,21 @@ class Trainer:
     # ---- looking -------------------------------------------------------------------------------------------------
 
     def _check(self, views: Views) -> dict[str, float]:
-        """Rank and std of the features, with batch statistics as in training, leaving no trace in the buffers."""
-        undo = self._snapshot()
+        """Rank and std of the features and the learner's own figures.
+
+        With batch statistics as in training, leaving no trace in the buffers.
+        """
+        undo = snapshot(self.learner, {})
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            watched = self.learner.diagnostics(views)
+            watched, extra = self.learner.diagnostics(views), self.learner.figures(views)
         undo()
-        figures, alarms = self.watch.check(watched)
-        for text in alarms:
+        figures = measure(watched) | {name: float(value) for name, value in extra.items()}
+        if self.world.size > 1 and figures:  # the ranks' own batches; they must come to one judgement
+            means = self.world.mean(torch.tensor(list(figures.values()), device=self.device)).tolist()
+            figures = dict(zip(figures, means, strict=True))
+        for text in self.watch.judge(figures):
             self.alarms.append(f"step {self.step}: {text}")
             self.listener.warn(f"at step {self.step} {text}")
-        if alarms and self.config.stop_on_collapse:
-            self.save()
-            raise NumericalError(
-                f"at step {self.step} {alarms[0]}; lower train.lr or raise the batch, or leave --stop-on-collapse out"
-            )
         return figures
 
     def _validated(self) -> dict[str, Any]:
@@ -319,15 +363,17 @@ class Trainer:
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             figures = self.validate(self.learner, self.step)
         value = figures.get(self.best_name) if self.best_name else None
-        if value is not None and (self.best is None or value > self.best["value"]):
+        if value is not None and math.isfinite(value) and (self.best is None or value > self.best["value"]):
             self.best = {"name": self.best_name, "value": value, "step": self.step}
             if self.world.talks:
                 self.run.save_best(self._checkpoint(), self.metadata(self.step))
         return dict(figures)
 
     def _log(self, row: dict[str, Any]) -> None:
-        for write in self.writers:
-            write(row)
+        if self.world.talks:
+            self.run.log(row)
+        if self.board is not None:
+            self.board.log(row)
         loss = sum(v for k, v in row.items() if k.startswith("loss/"))
         self.listener.advance(self.step, loss=loss, samples_per_second=row["samples_per_second"])
 
@@ -348,41 +394,38 @@ class Trainer:
         """Seals a checkpoint of the present step."""
         if self.world.talks:
             self.run.save(self._checkpoint(), self.metadata(self.step), self.config.keep)
+        if self.board is not None:
+            self.board.flush()
+        self.saved_at = time.monotonic()
         self.world.barrier()
 
     def _resume(self) -> None:
+        """Takes up the newest sound checkpoint, or starts.
+
+        Raises:
+            IntegrityError: there are checkpoints and none is sound.
+            MachineError: the ranks do not see the same ones.
+        """
+        if self.world.talks:
+            self.run.tidy()
+        self.world.barrier()
         checkpoint = self.run.newest(self.listener.warn)
-        if checkpoint is None:
-            if self.world.talks:
-                self.run.rewind_metrics(0)
-            return
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            self.listener.say(f"continuing at step {self.step} of {self.steps}")
+        if not self.world.agrees(self.step, self.device):
+            raise MachineError(
+                f"the ranks see different checkpoints in {self.run.folder}; put it on a disk that all nodes share"
+            )
+        if self.world.talks:
+            self.run.rewind_metrics(self.step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         self.learner.load_state_dict(checkpoint.model)
         restore_optimisers(self.optimisers, checkpoint.optim)
         self.step = int(checkpoint.state["step"])
         self.best, self.alarms = checkpoint.state["best"], list(checkpoint.state["alarms"])
         self.watch.low = dict(checkpoint.state["watch"])
-        if self.world.talks:
-            self.run.rewind_metrics(self.step)
-        self.listener.say(f"continuing at step {self.step} of {self.steps}")
-
-
-@contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and a first Ctrl-C let the step end and everything be saved; a second Ctrl-C stops at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and trainer.stop:
-            raise KeyboardInterrupt
-        trainer.stop = True
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    try:
-        old = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        if self.best is not None and not self.run.best_is_sound():
+            self.listener.warn(f"{self.run.folder / 'best'} is damaged; the next validation begins it anew")
+            self.best = None

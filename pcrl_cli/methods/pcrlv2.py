@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pcrl_cli.augment.chains import Ranges, global_views, local_views
+from pcrl_cli.augment.intensity import constant
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.learner import Batch, Learner, Progress, Views, Watched
@@ -270,6 +271,11 @@ class PCRLv2(Learner):
             after = both(*(self.compare[str(i)](p[i])[0] for p in passes))
             watched[f"v{i}"] = Watched(before, after)
         return watched
+
+    def figures(self, views: Views) -> dict[str, Tensor]:
+        """How many views had one value everywhere: they became zeros, where TorchIO would raise."""
+        seen = [views[name].flatten(0, 1) for name in ("g", "l") if name in views]
+        return {"constant_views": torch.stack([constant(v).sum() for v in seen]).sum()}
 
     def pictures(self, views: Views) -> dict[str, Tensor]:
         """Mid slices as the network saw them: a row a sample. x1, g1, x2, g2, restorations of g1, locals."""

@@ -16,8 +16,8 @@ from pcrl_cli.stages.results import Result
 
 PACKAGES = ("torch", "torchio", "typer", "rich", "SimpleITK", "pandas", "h5py", "pydantic", "numpy", "safetensors")
 LEAST_MEMORY, LEAST_DISK = 4e9, 10e9
-TOLERANCE = 2e-2
-"""Relative error allowed to a bf16 convolution: its 8 bits of mantissa give some 4e-3."""
+TOLERANCE, GRADIENT_TOLERANCE = 2e-2, 5e-2
+"""Relative errors allowed to a bf16 convolution and its weight gradient: 8 bits of mantissa give some 4e-3."""
 
 
 class Check(BaseModel):
@@ -62,6 +62,25 @@ def convolution_error(device: torch.device) -> float:
     return float((low.float() - exact).abs().max() / exact.abs().max())
 
 
+def gradient_error(device: torch.device, tries: int = 8) -> float:
+    """Largest error of a bf16 3D convolution's weight gradient at 2x2x1, the size of F_0, relative to float32's; inf if NaN.
+
+    Some CPU builds read memory there that nobody wrote (docs/LOG.md, 2026-11-23), and not at every try.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 64, 2, 2, 1, generator=generator).to(device)
+    w = (torch.randn(64, 64, 3, 3, 3, generator=generator) / 40).to(device).requires_grad_()
+    (exact,) = torch.autograd.grad(torch.nn.functional.conv3d(x, w, padding=1).square().mean(), w)
+    worst = 0.0
+    for _ in range(tries):
+        with torch.autocast(device.type, torch.bfloat16):
+            y = torch.nn.functional.conv3d(x, w, padding=1)
+        (low,) = torch.autograd.grad(y.float().square().mean(), w)
+        error = float((low - exact).abs().max() / exact.abs().max())
+        worst = max(worst, error) if error == error else float("inf")
+    return worst
+
+
 def _torch() -> Check:
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     good = (major, minor) >= (2, 11)
@@ -89,13 +108,17 @@ def _gpu(cuda: bool) -> Check:
 
 
 def _convolution(device: torch.device) -> Check:
-    error = convolution_error(device)
-    good = error < TOLERANCE
+    forward, gradient = convolution_error(device), gradient_error(device)
+    good = forward < TOLERANCE and gradient < GRADIENT_TOLERANCE
+    detail = f"relative error {forward:.1e}, of the weight gradient {gradient:.1e}, against float32 on {device.type}"
+    if good:
+        return Check(name="bf16 conv3d", state="ok", detail=detail)
+    if device.type == "cpu":  # not used there: pcrl trains in float32 on a CPU
+        return Check(
+            name="bf16 conv3d", state="warning", detail=f"{detail}: wrong, which is why a CPU trains in fp32 here"
+        )
     return Check(
-        name="bf16 conv3d",
-        state="ok" if good else "failed",
-        detail=f"relative error {error:.1e} against float32 on {device.type}"
-        + ("" if good else f", more than {TOLERANCE:g}: train with --precision fp32, or change torch or cuDNN"),
+        name="bf16 conv3d", state="failed", detail=f"{detail}: train with --precision fp32, or change torch or cuDNN"
     )
 
 
