@@ -33,12 +33,13 @@ for module in (prep, pretrain, finetune, evaluate, probe, embed, export, inspect
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from pcrl_cli.cli.version import text
 
         print(text())
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -32,6 +32,13 @@ LINE_SECONDS = 30.0
 INTERRUPTED = 130
 
 
+class Stdout(Console):
+    """Leaves a closed pipe to `errors`, where rich would end the program with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def stderr() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -101,7 +108,7 @@ def show(result: Any, *, as_json: bool, quiet: bool, rows: Mapping[str, Any], pa
         table.add_column(overflow="fold")
         for name, value in rows.items():
             table.add_row(name, _text(value))
-        Console(highlight=False).print(table)
+        Stdout(highlight=False).print(table)
     if path is not None:
         print(path)
 
@@ -120,7 +127,10 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return escape(", ".join(f"{k} {_short(v) if isinstance(v, float) else v}" for k, v in value.items()))
+        pairs = (f"{str(k).replace('_', ' ')} {_short(v) if isinstance(v, float) else v}" for k, v in value.items())
+        return escape(", ".join(pairs))
+    if isinstance(value, list | tuple):
+        return escape(", ".join(map(str, value))) or "-"
     return escape(str(value))
 
 
@@ -205,7 +215,8 @@ def training(
     """
     if epochs is not None and steps is not None:
         raise UsageError("--epochs and --steps are two ways to say one thing; give one of them")
-    return given(epochs=epochs, steps=steps, batch=batch, precision=precision, seed=seed, keep=keep)
+    values = given(epochs=epochs, steps=steps, batch=batch, precision=precision, seed=seed, keep=keep)
+    return values | ({"steps": None} if epochs is not None else {})  # a recipe's or a file's steps give way
 
 
 def outcome(values: dict[str, Any]) -> dict[str, Any]:

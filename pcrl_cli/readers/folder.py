@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pcrl_cli.core.case import Case
@@ -11,7 +13,7 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.tables import patients_by, require_folder, safe_name
-from pcrl_cli.readers.volume_io import SUFFIXES, dicom_series, is_dicom, read_volume
+from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume
 
 NAME = "folder"
 CITATION = "the user's own data"
@@ -21,15 +23,27 @@ MODALITY = "ct"  # unless `--modality mr` says otherwise
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
+_MASK = re.compile(r"([_-]seg|segmentation|masks?|labels?)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A scan: the name that its id is made of, what to read, its path below the root, its PatientID if DICOM."""
+
+    name: str
+    path: Path
+    where: str
+    patient: str | None = None
 
 
 def cases(root: Path, patients: Path | None = None) -> list[Case]:
-    """Every scan below `root`, sorted by id; hidden and unrelated files are passed over.
+    """Every scan below `root`, sorted by id; hidden and unrelated files are passed over, and so are those that are named
+    like masks (`_seg`, `-seg`, `segmentation`, `mask`, `label` at the end; see `remarks`).
 
     Of several DICOM series in one folder each is a case. An id is the path below `root` without its ending, made safe
     as a file name, with 8 hexadecimal digits of its hash only where two would be equal. A scan counts as a patient of
-    its own, unless `patients` says otherwise: a CSV with the columns patient and path (of the file, or of a DICOM
-    series' folder, below `root`) or case (the id).
+    its own, and DICOM series of one PatientID as one patient, unless `patients` says otherwise: a CSV with the columns
+    patient and path (of the file, or of a DICOM series' folder, below `root`) or case (the id).
 
     Raises:
         DataError: no folder, nothing in it, no scan, or a malformed table.
@@ -37,20 +51,38 @@ def cases(root: Path, patients: Path | None = None) -> list[Case]:
     root = require_folder(root, _WHAT)
     found = list(_find(root))
     if not found:
-        raise DataError(f"{root} holds no scan: put {_WHAT} there, or give --data DIR.")
-    names = [_plain_id(name) for name, _, _ in found]
+        masks = " but files that are named like masks" if _masks(root) else ""
+        raise DataError(f"{root} holds no scan{masks}: put {_WHAT} there, or give --data DIR.")
+    names = [_plain_id(scan.name) for scan in found]
     count = Counter(name.lower() for name in names)
     ids = [
-        _hashed(plain, f"{name} {where}") if count[plain.lower()] > 1 or len(plain) > _LONGEST_ID else plain
-        for plain, (name, _, where) in zip(names, found, strict=True)
+        _hashed(plain, f"{scan.name} {scan.where}") if count[plain.lower()] > 1 or len(plain) > _LONGEST_ID else plain
+        for plain, scan in zip(names, found, strict=True)
     ]
-    known = {*ids, *(where for _, _, where in found)}
-    patient_of = patients_by(Path(patients), ("path", "case"), known) if patients else {}
+    known = {*ids, *(scan.where for scan in found)}
+    table = patients_by(Path(patients), ("path", "case"), known) if patients else {}
     listed = [
-        Case(case_id, patient_of.get(case_id, patient_of.get(where, case_id)), path)
-        for case_id, (_, path, where) in zip(ids, found, strict=True)
+        Case(case_id, table.get(case_id) or table.get(scan.where) or scan.patient or case_id, scan.path)
+        for case_id, scan in zip(ids, found, strict=True)
     ]
     return sorted(listed, key=lambda case: case.id)
+
+
+def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
+    """Sentences that the user should read: files passed over as masks, and DICOM series that are all of one patient."""
+    said, masks = [], _masks(Path(root))
+    if masks:
+        said.append(
+            f"{len(masks)} files are named like masks and were passed over ({masks[0]}{', ...' * (len(masks) > 1)}); "
+            "rename those that are scans"
+        )
+    patients = Counter(case.patient for case in cases)
+    if len(patients) == 1 and patients.total() > 1:
+        said.append(
+            f"all {patients.total()} scans are of one patient ({next(iter(patients))!r}), so all are in one part of the "
+            "split; if they are not, say which is whose with --patients"
+        )
+    return said
 
 
 def read(case: Case) -> Volume:
@@ -62,32 +94,46 @@ def read(case: Case) -> Volume:
     return read_volume(case.path)
 
 
-def _find(root: Path) -> Iterator[tuple[str, Path, str]]:
-    """Of each scan: a name to make its id of, what to read, and its path below the root for the table of patients."""
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        here, others = Path(folder), []
-        for name in sorted(files):
+def _find(root: Path) -> Iterator[_Found]:
+    for here, names in _walk(root):
+        others = []
+        for name in names:
             path = here / name
-            if name.startswith("."):
-                continue
-            if suffix(path) in SUFFIXES:
-                where = path.relative_to(root).as_posix()
-                yield where[: -len(suffix(path))], path, where
-            else:
+            if suffix(path) not in SUFFIXES:
                 others.append(path)
+            elif not _is_mask(path):
+                where = path.relative_to(root).as_posix()
+                yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):
             yield from _find_series(here, here.relative_to(root).as_posix())
 
 
-def _find_series(folder: Path, where: str) -> Iterator[tuple[str, Path, str]]:
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder and the names of its files, sorted, without what is hidden."""
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+
+
+def _find_series(folder: Path, where: str) -> Iterator[_Found]:
     name = folder.name if where == "." else where
     series = dicom_series(folder)
     for uid, files in series.items():
+        patient = dicom_patient(files[0])
         if len(series) == 1:
-            yield name, folder, where
+            yield _Found(name, folder, where, patient)
         else:
-            yield f"{name}/{uid}", files[0], where
+            yield _Found(f"{name}/{uid}", files[0], where, patient)
+
+
+def _masks(root: Path) -> list[str]:
+    """The image files that are named like masks, by their paths below the root."""
+    paths = (here / name for here, names in _walk(root) for name in names)
+    return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and _is_mask(path)]
+
+
+def _is_mask(path: Path) -> bool:
+    return bool(_MASK.search(path.name[: -len(suffix(path))]))
 
 
 def _plain_id(name: str) -> str:

@@ -1,15 +1,20 @@
 """What an image file's header promises, held against the file before a voxel is read.
 
-The imaging library fills what a truncated gzip or zlib stream lacks with zeros and says nothing, and allocates whatever
-a header asks for; so sizes are checked here, and compressed streams are run through to their checksum.
+The imaging library fills what a truncated gzip or zlib stream lacks with zeros and says nothing, allocates whatever a
+header asks for, and reads the NaN of a NIfTI file as 0, which in CT is water; so sizes are checked here, compressed
+streams are run through to their checksum, and NIfTI's floating-point voxels are looked at one by one.
 """
 
+import gzip
 import math
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
 
 from pcrl_cli.core.errors import DataError
 
@@ -36,6 +41,7 @@ class Declared:
     start: where in that file they, or the compressed stream, begin; None: they are the file's last bytes.
     compressed: a zlib or gzip stream.
     lead: bytes before the voxels inside the stream (a compressed file's own header).
+    floats: the voxels' NumPy type, where they are to be checked for NaN here.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +50,7 @@ class Declared:
     start: int | None
     compressed: bool
     lead: int = 0
+    floats: str | None = None
 
 
 def check_file(path: Path) -> None:
@@ -51,7 +58,7 @@ def check_file(path: Path) -> None:
 
     Raises:
         DataError: no such header; not one 3D image of numbers; a size that is absurd or differs from the file's; voxels
-            outside the header's folder; a compressed stream that is torn.
+            outside the header's folder; a compressed stream that is torn; a NIfTI voxel that is not finite.
     """
     try:
         declared = _parser(path)(path)
@@ -63,6 +70,8 @@ def check_file(path: Path) -> None:
     if not declared.data.is_file():
         raise DataError(f"{path} says that its voxels are in {declared.data.name}, which is not there: copy it too.")
     _check_bytes(path, declared)
+    if declared.floats:
+        _check_finite(path, declared, np.dtype(declared.floats))
 
 
 def suffix(path: Path) -> str:
@@ -132,6 +141,20 @@ def _inflated(path: Path, declared: Declared, limit: int) -> int:
     return min(total, limit + 1)
 
 
+def _check_finite(path: Path, declared: Declared, dtype: "np.dtype[np.floating]") -> None:
+    bad = 0
+    with declared.data.open("rb") as raw:
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if declared.compressed else raw
+        file.read(declared.lead)
+        left = math.prod(declared.shape)
+        while left > 0 and (content := file.read(min(left * dtype.itemsize, _CHUNK))):
+            values = np.frombuffer(content, dtype)
+            left -= values.size
+            bad += int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise DataError(f"{path} holds {bad} voxels that are NaN or infinite: repair it or leave it out.")
+
+
 def _beside(path: Path, name: str) -> Path:
     """The file of voxels that a header names: it has to lie in the header's folder."""
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -199,7 +222,8 @@ def _nifti(path: Path) -> Declared:
     if not magic.startswith(b"n+") or not 1 <= dims[0] <= 7 or kind not in _NIFTI_BYTES:
         raise ValueError(f"magic {magic!r}, {dims[0]} dimensions, data type {kind}")
     shape, itemsize, offset = tuple(dims[1 : 1 + dims[0]]), _NIFTI_BYTES[kind], int(offset)
-    return Declared(shape, itemsize, path, 0, compressed, lead=max(offset, 0))
+    floats = f"{order}f{itemsize}" if kind in (16, 64) else None
+    return Declared(shape, itemsize, path, 0, compressed, lead=max(offset, 0), floats=floats)
 
 
 def _nrrd(path: Path) -> Declared:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 UNEVEN = 0.01  # share of the slice spacing by which a slice may lie off its place
-_SERIES_TAG = "0020|000e"
+_SERIES_TAG, _PATIENT_TAG = "0020|000e", "0010|0020"
 
 
 def read_volume(path: Path) -> Volume:
@@ -57,6 +57,16 @@ def dicom_series(folder: Path) -> dict[str, list[Path]]:
             uid: sorted(Path(f) for f in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid))
             for uid in uids
         }
+
+
+def dicom_patient(path: Path) -> str | None:
+    """The PatientID of a DICOM file, or None where it is empty or the file can't be read."""
+    try:
+        reader = _read_information(path)
+    except DataError:
+        return None  # reading the scan will say what is wrong
+    text = reader.GetMetaData(_PATIENT_TAG) if reader.HasMetaDataKey(_PATIENT_TAG) else ""
+    return text.encode("utf-8", "replace").decode().strip(" \0") or None
 
 
 def is_dicom(path: Path) -> bool:

@@ -31,7 +31,7 @@ from pcrl_cli.readers import READERS
 from pcrl_cli.stages import training
 from pcrl_cli.stages.finetune import FinetuneSettings, build_task
 from pcrl_cli.stages.predictions import Predictions, predict_blocks, predict_part
-from pcrl_cli.stages.report import evaluation_report
+from pcrl_cli.stages.report import EVALUATION, evaluation_report
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
@@ -65,7 +65,7 @@ class FrocResult(BaseModel):
 
 
 class EvaluateResult(Result):
-    schema_name: ClassVar[str] = "pcrl.evaluate/1"
+    schema_name: ClassVar[str] = EVALUATION
     run: Path
     task: str
     cache: Path
@@ -126,14 +126,14 @@ def evaluate(
     folder = run or workspace.find_run("finetune", task)
     opened_run = Run.load(folder)
     settings = _settings(opened_run, folder, task)
-    own = Path(opened_run.record["cache"])
+    own = _own_cache(opened_run)
     opened = training.open_verified(cache or own, workspace.root / "runs" / ".verified.json")
     module = find("task", settings.task, TASKS)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
-    notes = _leaks(opened_run, opened, split, settings)
-    if training.manifest_digest(opened) != opened_run.record["cache_fingerprint"] and (
-        cache is None or cache.resolve() == own
-    ):
+    external = opened.path.resolve() != own
+    same = training.manifest_digest(opened) == opened_run.record["cache_fingerprint"]
+    notes = _leaks(opened_run, opened, split, settings, external and not same) + _differences(opened_run, opened)
+    if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
     model = _load(opened_run, settings, opened).to(where).eval()
     scored = (
@@ -141,7 +141,7 @@ def evaluate(
         if all_candidates
         else _score(model, opened, module.GROUP, split, where)
     )
-    name = split if opened.path.resolve() == own else f"{split}-{opened.path.name}"
+    name = f"{split}-{opened.path.name}" if external else split
     out = folder / "evaluation" / (f"{name}-all" if all_candidates else name)
     result, curve = _result(folder, out, opened_run, settings, opened, split, scored, notes)
     with files.blame_machine(out):
@@ -154,7 +154,7 @@ def evaluate(
     return result
 
 
-def _settings(run: Run, folder: Path, task: str | None) -> FinetuneSettings[Any]:
+def _settings(run: Run, folder: Path, task: str | None) -> FinetuneSettings:
     if run.record["verb"] != "finetune":
         raise ConfigError(
             f"{folder} is a {run.record['verb']} run, which predicts nothing; give a run of `pcrl finetune`"
@@ -166,7 +166,7 @@ def _settings(run: Run, folder: Path, task: str | None) -> FinetuneSettings[Any]
     return validate_settings(FinetuneSettings[module.Config], run.record["settings"])  # type: ignore[name-defined]
 
 
-def _load(run: Run, settings: FinetuneSettings[Any], cache: Cache) -> Task:
+def _load(run: Run, settings: FinetuneSettings, cache: Cache) -> Task:
     """The run's best or last weights, hash checked."""
     checkpoint = unseal(run.weights_path().parent)
     model = build_task(settings, Architecture.model_validate(run.record["architecture"]), cache)
@@ -174,13 +174,34 @@ def _load(run: Run, settings: FinetuneSettings[Any], cache: Cache) -> Task:
     return model
 
 
-def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings[Any]) -> list[str]:
+def _own_cache(run: Run) -> Path:
+    """The cache that the run was trained on.
+
+    Raises:
+        ConfigError: training never began, so there is nothing to evaluate.
+    """
+    if "cache" not in run.record or not run.checkpoints:
+        raise ConfigError(f"{run.folder} holds no weights yet; run its `pcrl finetune` command again to go on")
+    return Path(run.record["cache"])
+
+
+def _differences(run: Run, cache: Cache) -> list[str]:
+    """Where the cache's images differ from what the run was trained on."""
+    saw, now = _trained_on(run).domain.model_dump(), training.domain_of(cache).model_dump()
+    return [
+        f"{key}: the run was trained on {saw[key]}, {cache.path} has {now[key]}" for key in saw if saw[key] != now[key]
+    ]
+
+
+def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings, external: bool) -> list[str]:
     """Patients of the part that pre-training or fine-tuning saw; the rule of `finetune`, for external tests too.
+
+    external: the cache is not the run's own, where the parts `train` and `all` hold its patients by definition.
 
     Raises:
         ConfigError: there are some, and the run was not made with --allow-overlap.
     """
-    if split in ("train", "all"):
+    if split in ("train", "all") and not external:
         return [
             f"the {split} part holds patients that the run was trained on: these numbers say nothing about new patients"
         ]
@@ -277,7 +298,7 @@ def _result(
     folder: Path,
     out: Path,
     run: Run,
-    settings: FinetuneSettings[Any],
+    settings: FinetuneSettings,
     cache: Cache,
     split: SplitName,
     scored: Scored,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,10 +17,10 @@ from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.core.learner import Learner, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
+from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.loader import CacheOn, Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.transfer import Weights, load_encoder
@@ -71,7 +72,7 @@ class FinetuneResult(Result):
 
 def finetune_settings(
     task: str | None = None, recipe: str | None = None, layers: Sequence[Layer] = ()
-) -> tuple[FinetuneSettings[Any], dict[str, str]]:
+) -> tuple[FinetuneSettings, dict[str, str]]:
     """The resolved settings of `pcrl finetune`, and where each value comes from.
 
     Raises:
@@ -122,24 +123,29 @@ def finetune(
     inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
     fingerprint = training.run_fingerprint("finetune", settings, *inputs)
     out = out or workspace.run("finetune", task, fingerprint)
+    architecture_of(settings, loaded)
+    overlap = check_overlap(loaded, opened, settings, listener)
     if dry_run:
         figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": str(weights or "scratch")}
         state = training.state_of(out, fingerprint)
         return Plan(verb="finetune", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
-    overlap = check_overlap(loaded, opened, settings, listener)
-    run = training.open_run(out, "finetune", settings, fingerprint, overwrite)
-    if run.finished:
+    where = resolve_device(device)
+    done = None
+    if not overwrite:
+        done = training.finished_result(out, "finetune", settings, fingerprint, FinetuneResult)
+    if done is not None:
         listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
-        return FinetuneResult.model_validate(run.record["result"])
-    return _train(settings, opened, loaded, overlap, run, resolve_device(device), cache_on, listener)
+        return done
+    open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
+    return _train(settings, opened, loaded, overlap, open_run, where, cache_on, listener)
 
 
 def _train(
-    settings: FinetuneSettings[Any],
+    settings: FinetuneSettings,
     cache: Cache,
     weights: Weights | None,
     overlap: dict[str, int],
-    run: Run,
+    open_run: training.OpenRun,
     device: torch.device,
     cache_on: CacheOn,
     listener: Listener,
@@ -167,6 +173,8 @@ def _train(
         rank=world.rank,
         ranks=world.size,
     )
+    _try_views(task, cache, module.GROUP, module.ARRAYS, cases)
+    run = open_run()
     run.write_record(
         cache=str(cache.path.resolve()),
         cache_fingerprint=training.manifest_digest(cache),
@@ -226,7 +234,7 @@ def _train(
     return result
 
 
-def architecture_of(settings: FinetuneSettings[Any], weights: Weights | None) -> Architecture:
+def architecture_of(settings: FinetuneSettings, weights: Weights | None) -> Architecture:
     """The weights' architecture; an explicit setting that differs is refused. Without weights, the settings'.
 
     Raises:
@@ -250,7 +258,7 @@ def architecture_of(settings: FinetuneSettings[Any], weights: Weights | None) ->
     return found
 
 
-def build_task(settings: FinetuneSettings[Any], architecture: Architecture, cache: Cache) -> Task:
+def build_task(settings: FinetuneSettings, architecture: Architecture, cache: Cache) -> Task:
     """The task with weights drawn from the seed, without touching the global generator."""
     module = find("task", settings.task, TASKS)
     with torch.random.fork_rng():
@@ -260,7 +268,7 @@ def build_task(settings: FinetuneSettings[Any], architecture: Architecture, cach
 
 
 def check_overlap(
-    weights: Weights | None, cache: Cache, settings: FinetuneSettings[Any], listener: Listener
+    weights: Weights | None, cache: Cache, settings: FinetuneSettings, listener: Listener
 ) -> dict[str, int]:
     """How many patients of each part the weights saw.
 
@@ -310,7 +318,7 @@ def _seen(weights: Weights | None, cache: Cache, patients: Sequence[str], salt: 
     return Patients(salt=own.salt, hashes=tuple(sorted({*own.hashes, *weights.contract.patients.hashes})))
 
 
-def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSettings[Any]) -> np.ndarray:
+def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSettings) -> np.ndarray:
     labels = cache.read(group, ("label",), cases).arrays["label"] if cases else np.zeros(0, np.uint8)
     if len(np.unique(labels)) < 2:
         raise DataError(
@@ -318,6 +326,17 @@ def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSe
             f"{int((labels == 0).sum())} others, so there is nothing to learn; raise --ratio or prepare more scans"
         )
     return labels
+
+
+def _try_views(task: Task, cache: Cache, group: str, arrays: Sequence[str], cases: Sequence[str]) -> None:
+    """Makes the views of one sample, so that what cannot be cut from the cache is refused before anything is written.
+
+    Raises:
+        ConfigError: the task's settings do not fit the cached arrays.
+    """
+    one = cache.read(group, arrays, cases, rows=np.zeros(1, np.int64)).arrays
+    batch = {name: torch.from_numpy(array) for name, array in one.items()}
+    task.views(batch, Rng.at(0, 0, torch.zeros(1, dtype=torch.int64)))
 
 
 def _validation(cache: Cache, group: str) -> tuple[bool, str]:

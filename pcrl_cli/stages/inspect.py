@@ -8,6 +8,7 @@ from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.networks.transfer import read_weights
+from pcrl_cli.stages.export import SUFFIXES
 from pcrl_cli.stages.results import Result
 
 
@@ -30,13 +31,18 @@ def inspect(path: Path) -> InspectResult:
         return InspectResult(path=path, kind="cache", facts=_cache(path))
     if (path / "run.json").exists():
         return InspectResult(path=path, kind="run", facts=_run(path))
-    if path.is_file():
+    if path.is_file() and _looks_like_weights(path):
         weights = read_weights(path)
         tensors = {"tensors": len(weights.tensors), "values": sum(t.numel() for t in weights.tensors.values())}
         contract = weights.contract.model_dump(mode="json")
         contract["patients"] = len(weights.contract.patients.hashes)
         return InspectResult(path=path, kind="weights", facts={**tensors, **contract})
     raise ConfigError(f"{path} is neither a cache (manifest.json) nor a run (run.json) nor a weights file")
+
+
+def _looks_like_weights(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix in SUFFIXES or file.read(4) == b"PK\x03\x04"
 
 
 def _cache(path: Path) -> dict[str, Any]:

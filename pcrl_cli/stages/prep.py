@@ -15,7 +15,7 @@ from pcrl_cli.core import files
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.config import Layer, Settings, build, leaves, picked
 from pcrl_cli.core.config import recipe as recipe_values
-from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, UsageError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan, Prepared
@@ -31,6 +31,8 @@ from pcrl_cli.stages.workspace import Workspace
 PEAK_BYTES = 2_500_000_000
 """A case of 512 x 512 x 700 voxels at its peak: as read, as float32, resampled to 1 mm."""
 PAIR_BYTES, BLOCK_BYTES = 623_000, 2 * 64**3
+OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards"))
+"""What a cache folder holds; `--overwrite` deletes nothing else."""
 
 
 class PrepSettings(Settings):
@@ -46,7 +48,7 @@ class PrepSettings(Settings):
 
 
 class PrepResult(Result):
-    """`cases`: per case tried, kept, refused by reason; `totals` sums them; `bad_cases`: reasons by case."""
+    """`cases`: per case tried, kept, refused by reason; `totals` sums them; `bad_cases`: reasons; `notes`: the reader's."""
 
     schema_name: ClassVar[str] = "pcrl.prep/1"
     cache: Path
@@ -57,6 +59,7 @@ class PrepResult(Result):
     cases: dict[str, dict[str, Any]]
     totals: dict[str, Any]
     bad_cases: dict[str, str]
+    notes: list[str]
     patients: dict[str, int]
     bytes: int
     seconds: float
@@ -103,10 +106,13 @@ def prep(
         patients: CSV that groups scans by patient. candidates: CSV in place of candidates_V2.csv.
 
     Raises:
-        ConfigError: `out` holds a cache of other settings. DataError: nothing to read, or too many bad cases.
+        ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache.
+        UsageError: overwrite together with shard. DataError: nothing to read, or too many bad cases.
     """
     began, listener, workspace = time.perf_counter(), listener or Listener(), workspace or Workspace()
     settings = prep_settings(name, recipe, layers)[0]
+    if overwrite and shard is not None:
+        raise UsageError("--overwrite with --shard would delete the other shards' work; remove the cache by hand first")
     data, out = data or workspace.data(name), out or workspace.cache(name)
     reader = find("data set", name, READERS)
     cases = _cases(reader, data, patients, candidates)
@@ -128,16 +134,19 @@ def prep(
         f"{figures['to prepare']} of {len(cases)} scans from {data}, {workers} processes (up to {PEAK_BYTES / 1e9:.1f} GB of "
         f"memory each), about {figures['gigabytes']} GB to {out}"
     )
+    notes: list[str] = reader.remarks(data, cases) if hasattr(reader, "remarks") else []
+    for note in notes:
+        listener.warn(note)
     if overwrite and out.exists():
         shutil.rmtree(out)
-    tell: dict[str, int] = {}
+    refused: list[str] = []
 
     def progress(done: int, total: int, case: str, status: str) -> None:
-        if not tell:
-            listener.begin("preparing", total, "scans")
-        tell[status] = tell.get(status, 0) + 1
-        listener.advance(done, **{"left out": tell.get("refused", 0)})
+        refused.extend([case] if status == "refused" else [])
+        listener.advance(done, **{"left out": float(len(refused))})
 
+    i, n = shard or (1, 1)
+    listener.begin("preparing", len(chosen[i - 1 :: n]), "scans")
     try:
         result = build_cache(
             chosen,
@@ -167,6 +176,7 @@ def prep(
         cases={r["case"]: r["counts"] for r in result.manifest["cases"]},
         totals=result.manifest["totals"]["counts"],
         bad_cases=result.bad,
+        notes=notes,
         patients={"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         bytes=result.manifest["totals"]["bytes"],
         seconds=round(time.perf_counter() - began, 2),
@@ -230,14 +240,24 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], overwrite: bool)
     """Whether the cache is new or to be continued.
 
     Raises:
-        ConfigError: it holds other settings; their names are listed.
+        ConfigError: it holds other settings (their names are listed), or is to be overwritten and is no cache.
     """
     path = out / "manifest.json"
+    if overwrite and out.exists():
+        strange = sorted(p.name for p in out.iterdir() if p.name not in OF_A_CACHE and not p.name.endswith(".tmp"))
+        if strange:
+            raise ConfigError(
+                f"{out} holds what no cache holds ({strange[0]}), so --overwrite will not delete it; choose another --out"
+            )
+        return "to be made again"
     if not path.exists():
         return "new"
-    old = files.read_json(path)
-    if overwrite:
-        return "to be made again"
+    try:
+        old = files.read_json(path)
+    except IntegrityError:
+        return "to be continued"  # the manifest is gathered again from the records, which carry the settings too
+    if not isinstance(old, dict):
+        raise ConfigError(f"{path} is no cache's manifest; choose another --out")
     if old.get("fingerprint") != fingerprint:
         a, b = dict(leaves(old.get("settings", {}))), dict(leaves(header["settings"]))
         keys = ", ".join(sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))) or "its version"

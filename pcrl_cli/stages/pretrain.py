@@ -1,6 +1,7 @@
 """A cache of crop pairs to a pre-trained encoder."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
@@ -18,7 +19,6 @@ from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import CacheOn, Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, resolve_device
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
@@ -58,7 +58,7 @@ class PretrainResult(Result):
 
 def pretrain_settings(
     method: str | None = None, recipe: str | None = None, dim: str | None = None, layers: Sequence[Layer] = ()
-) -> tuple[PretrainSettings[Any], dict[str, str]]:
+) -> tuple[PretrainSettings, dict[str, str]]:
     """The resolved settings of `pcrl pretrain`, and where each value comes from.
 
     Raises:
@@ -116,15 +116,24 @@ def pretrain(
         figures = _cost(settings, opened, resolve_device(device))
         state = training.state_of(out, fingerprint)
         return Plan(verb="pretrain", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
-    run = training.open_run(out, "pretrain", settings, fingerprint, overwrite)
-    if run.finished:
+    where = resolve_device(device)
+    done = None
+    if not overwrite:
+        done = training.finished_result(out, "pretrain", settings, fingerprint, PretrainResult)
+    if done is not None:
         listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
-        return PretrainResult.model_validate(run.record["result"])
-    return _train(settings, opened, run, resolve_device(device), cache_on, listener)
+        return done
+    open_run = partial(training.open_run, out, "pretrain", settings, fingerprint, overwrite)
+    return _train(settings, opened, open_run, where, cache_on, listener)
 
 
 def _train(
-    settings: PretrainSettings[Any], cache: Cache, run: Run, device: torch.device, cache_on: CacheOn, listener: Listener
+    settings: PretrainSettings,
+    cache: Cache,
+    open_run: training.OpenRun,
+    device: torch.device,
+    cache_on: CacheOn,
+    listener: Listener,
 ) -> PretrainResult:
     world = World.join(device)
     module = find("method", settings.method, METHODS)
@@ -142,6 +151,8 @@ def _train(
         rank=world.rank,
         ranks=world.size,
     )
+    validate = _probing(settings, cache, device, loader)
+    run = open_run()
     run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
     seen = Patients.of(training.patient_names(cache, patients), run.record["fingerprint"])
     contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0)
@@ -153,7 +164,7 @@ def _train(
         device=device,
         metadata=training.metadata_of(contract),
         world=world,
-        validate=_probing(settings, cache, device, loader),
+        validate=validate,
         listener=listener,
     )
     listener.say(
@@ -198,7 +209,7 @@ def training_patients(cache: Cache, set_aside: float) -> tuple[str, ...]:
     return left
 
 
-def build_learner(settings: PretrainSettings[Any], cache: Cache) -> Learner:
+def build_learner(settings: PretrainSettings, cache: Cache) -> Learner:
     """The method's Learner with weights drawn from the seed, without touching the global generator."""
     module = find("method", settings.method, METHODS)
     with torch.random.fork_rng():
@@ -206,7 +217,7 @@ def build_learner(settings: PretrainSettings[Any], cache: Cache) -> Learner:
         return module.LEARNER(settings.learner, cache.manifest["channels"], training.to_unit(cache))
 
 
-def _require_recipe(cache: Cache, settings: PretrainSettings[Any]) -> None:
+def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
     made_for = cache.manifest["recipe"]
     if made_for != settings.recipe and not settings.any_recipe:
         raise ConfigError(
@@ -215,7 +226,7 @@ def _require_recipe(cache: Cache, settings: PretrainSettings[Any]) -> None:
         )
 
 
-def _probing(settings: PretrainSettings[Any], cache: Cache, device: torch.device, loader: Loader) -> Validate | None:
+def _probing(settings: PretrainSettings, cache: Cache, device: torch.device, loader: Loader) -> Validate | None:
     """Probes the frozen encoder every few epochs, on train against val, where the cache has labels."""
     every = settings.probe_every_epochs
     if not every:
@@ -232,19 +243,23 @@ def _probing(settings: PretrainSettings[Any], cache: Cache, device: torch.device
 
 
 def _pictures(trainer: Trainer, loader: Loader) -> dict[str, Any]:
-    """Four samples as the network sees them now, for the report."""
-    learner = trainer.learner.eval()
+    """Four samples as the network sees them now, with batch statistics as in training, for the report."""
+    learner = trainer.learner.train()
     positions, batch = next(loader.batches(0))
-    few = {name: array[:4] for name, array in batch.items()}
     with torch.no_grad():
-        views = learner.views(few, Rng.at(trainer.config.seed, 0, positions[:4]))
-        return {name: image.float().cpu().numpy() for name, image in learner.pictures(views).items()}
+        views = learner.views(batch, Rng.at(trainer.config.seed, 0, positions))
+        return {name: image[:4].float().cpu().numpy() for name, image in learner.pictures(views).items()}
 
 
-def _cost(settings: PretrainSettings[Any], cache: Cache, device: torch.device) -> dict[str, Any]:
+def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dict[str, Any]:
     patients = training_patients(cache, settings.set_aside)
     pairs = int(cache.sizes("pairs", "globals", cache.cases(patients=patients)).sum())
     per_epoch = pairs // settings.train.batch
+    if per_epoch == 0:
+        raise ConfigError(
+            f"the batch ({settings.train.batch}) is larger than an epoch ({pairs} pairs of {len(patients)} patients in "
+            f"{cache.path}); set a smaller --batch or prepare more scans"
+        )
     steps = settings.train.steps or settings.train.epochs * per_epoch
     seconds = _seconds(settings, steps, device)
     return {
@@ -258,5 +273,5 @@ def _cost(settings: PretrainSettings[Any], cache: Cache, device: torch.device) -
     }
 
 
-def _seconds(settings: PretrainSettings[Any], steps: int, device: torch.device) -> float:
+def _seconds(settings: PretrainSettings, steps: int, device: torch.device) -> float:
     return cost.step_flops(settings.learner, settings.train.batch) * steps / cost.machine_rate(device)

@@ -117,6 +117,8 @@ def embed(
     )
     encoder, weights, _ = encoder_of(source, opened)
     features = extract(encoder.to(where), opened, task, ["train", "val", "test"], where)
+    with files.blame_machine(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomic(out, _npz(features) if out.suffix == ".npz" else _csv(features))
     n, c = features.values.shape
     return EmbedResult(weights=weights.path, cache=opened.path, out=out, rows=n, width=c)

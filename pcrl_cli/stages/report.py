@@ -1,6 +1,5 @@
 """What each stage shows in its report.html; `pcrl report` joins runs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core import files
+from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.pure.froc import Froc
 from pcrl_cli.pure.metrics import roc_points
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pcrl_cli.stages.pretrain import PretrainResult
 
 Rows = list[dict[str, Any]]
+EVALUATION = "pcrl.evaluate/1"
 
 
 class ReportResult(Result):
@@ -172,10 +173,11 @@ def _cells(estimate: Any) -> list[Cell]:
 
 
 def _transfer_table(transfer: dict[str, Any]) -> Table:
-    kinds = ("loaded", "missing", "unexpected", "wrong_shape", "adapted", "differences")
+    kinds = ("loaded", "missing", "unexpected", "wrong_shape", "not_encoder", "adapted", "differences")
     rows: list[list[Cell]] = [
         [kind.replace("_", " "), len(transfer[kind]), "; ".join(transfer[kind][:6]) if kind != "loaded" else ""]
         for kind in kinds
+        if kind in transfer
     ]
     return Table(
         ["keys", "number", "which"], rows, f"{100 * transfer['share']:.1f} % of the encoder's values were loaded."
@@ -203,7 +205,7 @@ def join_reports(runs: Sequence[Path], out: Path) -> ReportResult:
     rows, curves = [], {}
     for run in opened:
         for path in sorted(run.folder.glob("evaluation/*/evaluation.json")):
-            e = json.loads(path.read_text("utf-8"))
+            e = _evaluation(path)
             a = e["auroc_clustered"]
             rows.append(
                 [
@@ -232,12 +234,28 @@ def join_reports(runs: Sequence[Path], out: Path) -> ReportResult:
     for run in opened:
         for section in training_sections(read_metrics(run.metrics_path) if run.metrics_path.exists() else []):
             sections.append(Section(f"{run.folder.name}: {section.heading}", section.blocks))
+    with files.blame_machine(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     write_report(out, Report("Runs", f"{len(opened)} runs", sections))
     return ReportResult(report=out, runs=list(runs))
 
 
+def _evaluation(path: Path) -> dict[str, Any]:
+    """An evaluation.json.
+
+    Raises:
+        IntegrityError: it is torn. ConfigError: it is of another schema.
+    """
+    e = files.read_json(path)
+    if not isinstance(e, dict) or e.get("schema") != EVALUATION:
+        raise ConfigError(f"{path} is not of schema {EVALUATION}; run `pcrl evaluate` again")
+    return e
+
+
 def _points_of(path: Path) -> Any:
-    table = pd.read_csv(path)
-    return (
-        roc_points(table["label"].to_numpy(), table["probability"].to_numpy(dtype=np.float64)) if len(table) else None
-    )
+    try:
+        table = pd.read_csv(path, usecols=["label", "probability"])
+        label, probability = table["label"].to_numpy(np.int64), table["probability"].to_numpy(np.float64)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        raise IntegrityError(f"{path} is missing or torn; run `pcrl evaluate` again") from None
+    return roc_points(label, probability) if len(table) else None

@@ -4,19 +4,26 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from pcrl_cli import __version__
 from pcrl_cli.core import files
 from pcrl_cli.core.config import Settings, dump_yaml
 from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
-from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
 from pcrl_cli.networks.transfer import contract_metadata
+from pcrl_cli.stages.results import Result
+
+AnyResult = TypeVar("AnyResult", bound=Result)
+OpenRun = Callable[[], Run]
+"""Makes the run's folder, or takes it up again; called when nothing can be refused any more."""
 
 
 def open_verified(path: Path, memory: Path) -> Cache:
@@ -91,6 +98,27 @@ def metadata_of(contract: Contract) -> Callable[[int], dict[str, str]]:
 def run_fingerprint(verb: str, settings: Settings, *inputs: str) -> str:
     """What a run's name and its "same settings" go by: not the place of its caches, but what is in them."""
     return files.fingerprint([verb, settings.model_dump(mode="json"), *inputs])
+
+
+def finished_result(
+    out: Path, verb: str, settings: Settings, fingerprint: str, model: type[AnyResult]
+) -> AnyResult | None:
+    """The result of a run that was finished with these settings; writes nothing.
+
+    Raises:
+        ConfigError: the folder holds other settings or no run. IntegrityError: its record is damaged.
+    """
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    run = open_run(out, verb, settings, fingerprint, overwrite=False)
+    if not run.finished:
+        return None
+    try:
+        return model.model_validate(run.record["result"])
+    except ValidationError:
+        raise IntegrityError(
+            f"{out / 'run.json'} holds a result of another version of pcrl; use that version, or --overwrite"
+        ) from None
 
 
 def open_run(out: Path, verb: str, settings: Settings, fingerprint: str, overwrite: bool) -> Run:

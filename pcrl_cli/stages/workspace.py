@@ -28,10 +28,9 @@ class Workspace:
         """Every prepared cache and its manifest."""
         found = []
         for path in sorted(self.root.glob("cache/*/manifest.json")):
-            try:
-                found.append((path.parent, json.loads(path.read_text("utf-8"))))
-            except (OSError, ValueError):
-                continue  # opening it says what is wrong; looking for another must not fail on it
+            manifest = _object(path)
+            if manifest is not None:  # opening it says what is wrong; looking for another must not fail on it
+                found.append((path.parent, manifest))
         return found
 
     def find_cache(self, dim: int, group: str) -> Path:
@@ -60,14 +59,20 @@ class Workspace:
         """
         fits = []
         for path in self.root.glob("runs/*/run.json"):
-            try:
-                record = json.loads(path.read_text("utf-8"))
-            except (OSError, ValueError):
-                continue
+            record = _object(path) or {}
             done = record.get("verb") == verb and record.get("status") == "finished"
             if done and task in (None, record.get("settings", {}).get("task")):
                 fits.append((path.stat().st_mtime_ns, path.parent))
         if not fits:
-            what = f"a finished `pcrl {verb}` run" + (f" of task {task}" if task else "")
+            what = f"finished `pcrl {verb}` run" + (f" of task {task}" if task else "")
             raise ConfigError(f"there is no {what} in {self.root / 'runs'}; make one, or give its folder")
         return max(fits)[1]
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is none to be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
