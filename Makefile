@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 DEMO   ?=
-PYTEST ?=
+PYTEST ?= -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint types wheel benchmarks clean
 .DELETE_ON_ERROR:

@@ -99,6 +99,8 @@ def _short(value: float | str) -> str:
 
 def show(result: Any, *, as_json: bool, quiet: bool, rows: Mapping[str, Any], path: Path | None = None) -> None:
     """The result on stdout: one JSON object, or names and values with the path last; with -q the path alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        return  # under torchrun one rank talks
     if as_json:
         print(json.dumps(result.to_json(), ensure_ascii=False))
         return

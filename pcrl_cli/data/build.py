@@ -9,10 +9,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -266,7 +266,8 @@ def _in_pool(work: list[_Job], jobs: int) -> Outcomes:
     try:
         while True:
             while len(running) < 2 * jobs and (job := next(waiting, None)) is not None:
-                running.add(pool.submit(_make, job))
+                with _sigint_held():  # a worker that starts now must not answer Ctrl-C before it knows better
+                    running.add(pool.submit(_make, job))
             if not running:
                 return
             ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -274,11 +275,25 @@ def _in_pool(work: list[_Job], jobs: int) -> Outcomes:
                 yield future.result()
     except BrokenProcessPool as error:
         raise MachineError(
-            "a worker process died, most likely for want of memory: run again with fewer --jobs; "
+            "a worker process died, most likely for want of memory (or, called from a script of your own, for want of "
+            "an `if __name__ == '__main__'` guard): run again with fewer --jobs; "
             "what was finished is kept"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _sigint_held() -> Iterator[None]:
+    """Ctrl-C waits until this is over; processes that start meanwhile never hear of it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
 def _start_worker() -> None:

@@ -285,7 +285,7 @@ class Cache:
         Raises:
             IntegrityError: a shard is missing, torn or changed.
         """
-        known: dict[str, str] = read_json(memory) if memory and memory.exists() else {}
+        known = _remembered(memory)
         hashed = 0
         for case, record in self.records.items():
             path = shard_path(self.path, case)
@@ -349,6 +349,15 @@ class Cache:
         except (OSError, KeyError) as error:
             what = "missing" if not path.exists() else "torn or unreadable"
             raise IntegrityError(f"{path} is {what}: {REPAIR}") from error
+
+
+def _remembered(memory: Path | None) -> dict[str, str]:
+    """Hashes by file, as noted before; a torn note is no note."""
+    try:
+        found = read_json(memory) if memory and memory.exists() else {}
+    except IntegrityError:
+        found = {}
+    return found if isinstance(found, dict) else {}
 
 
 def open_cache(path: Path) -> Cache:

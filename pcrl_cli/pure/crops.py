@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int16
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
@@ -244,7 +244,7 @@ class CropPairs(_Plan):
     background_rule: Literal["paper", "released"] = "paper"
     max_background: float = Field(default=0.85, ge=0.0, le=1.0)
     max_tries: PositiveInt = 1000
-    border_mm: tuple[int, int, int] = (0, 0, 0)
+    border_mm: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (0, 0, 0)
     local_rule: Literal["inside", "corner"] = "inside"
 
     @classmethod

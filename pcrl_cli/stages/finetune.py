@@ -137,7 +137,7 @@ def finetune(
         listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
         return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
-    return _train(settings, opened, loaded, overlap, open_run, where, cache_on, listener)
+    return _train(settings, opened, loaded, overlap, open_run, out, where, cache_on, listener)
 
 
 def _train(
@@ -146,11 +146,13 @@ def _train(
     weights: Weights | None,
     overlap: dict[str, int],
     open_run: training.OpenRun,
+    out: Path,
     device: torch.device,
     cache_on: CacheOn,
     listener: Listener,
 ) -> FinetuneResult:
     world, module = World.join(device), find("task", settings.task, TASKS)
+    listener = listener if world.talks else Listener()
     architecture = architecture_of(settings, weights)
     task = build_task(settings, architecture, cache)
     report = load_encoder(task.encoder, weights, training.domain_of(cache)) if weights else None
@@ -174,15 +176,16 @@ def _train(
         ranks=world.size,
     )
     _try_views(task, cache, module.GROUP, module.ARRAYS, cases)
-    run = open_run()
-    run.write_record(
-        cache=str(cache.path.resolve()),
-        cache_fingerprint=training.manifest_digest(cache),
-        architecture=architecture.model_dump(),
-        start=str(weights.path) if weights else "scratch",
-        weights_contract=weights.contract.model_dump(mode="json") if weights else None,
-        overlap=overlap,
-    )
+    run = training.open_together(world, open_run, out)
+    if world.talks:
+        run.write_record(
+            cache=str(cache.path.resolve()),
+            cache_fingerprint=training.manifest_digest(cache),
+            architecture=architecture.model_dump(),
+            start=str(weights.path) if weights else "scratch",
+            weights_contract=weights.contract.model_dump(mode="json") if weights else None,
+            overlap=overlap,
+        )
     seen = _seen(weights, cache, patients, run.record["fingerprint"])
     contract = training.contract_of(cache, architecture, seen, f"task {settings.task}", settings.recipe, 0)
     can_validate, kept = _validation(cache, module.GROUP)

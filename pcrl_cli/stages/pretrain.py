@@ -124,18 +124,20 @@ def pretrain(
         listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
         return done
     open_run = partial(training.open_run, out, "pretrain", settings, fingerprint, overwrite)
-    return _train(settings, opened, open_run, where, cache_on, listener)
+    return _train(settings, opened, open_run, out, where, cache_on, listener)
 
 
 def _train(
     settings: PretrainSettings,
     cache: Cache,
     open_run: training.OpenRun,
+    out: Path,
     device: torch.device,
     cache_on: CacheOn,
     listener: Listener,
 ) -> PretrainResult:
     world = World.join(device)
+    listener = listener if world.talks else Listener()
     module = find("method", settings.method, METHODS)
     patients = training_patients(cache, settings.set_aside)
     learner = build_learner(settings, cache)
@@ -152,8 +154,9 @@ def _train(
         ranks=world.size,
     )
     validate = _probing(settings, cache, device, loader)
-    run = open_run()
-    run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
+    run = training.open_together(world, open_run, out)
+    if world.talks:
+        run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
     seen = Patients.of(training.patient_names(cache, patients), run.record["fingerprint"])
     contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0)
     trainer = Trainer(

@@ -16,6 +16,7 @@ from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
 from pcrl_cli.networks.transfer import contract_metadata
@@ -123,6 +124,13 @@ def finished_result(
 
 def open_run(out: Path, verb: str, settings: Settings, fingerprint: str, overwrite: bool) -> Run:
     return Run.open(out, verb, settings.model_dump(mode="json"), fingerprint, dump_yaml(settings), overwrite)
+
+
+def open_together(world: World, open_run: OpenRun, out: Path) -> Run:
+    """The run on every rank: the one that talks makes or takes up the folder, the others read what it made."""
+    run = open_run() if world.talks else None
+    world.barrier()
+    return run or Run.load(out)
 
 
 def state_of(out: Path, fingerprint: str) -> str:

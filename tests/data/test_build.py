@@ -183,7 +183,7 @@ def test_workers_do_not_load_torch(tmp_path):
         "import sys; sys.path.insert(0, 'tests/data'); from pathlib import Path; import test_build as t\n"
         f"cases = t.make_cases(Path({str(tmp_path / 'raw')!r}), ['torch', 'torch'])\n"
         f"r = t.run(cases, Path({str(tmp_path / 'out')!r}), jobs=2, max_bad=1.0)\n"
-        "print(r.bad, 'torch' in sys.modules)\n"
+        "print(dict(sorted(r.bad.items())), 'torch' in sys.modules)\n"
     )
     code = "if __name__ == '__main__':\n" + "".join(f"    {line}\n" for line in code.splitlines())
     script = tmp_path / "script.py"
