@@ -9,6 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pcrl_cli.core.case import Case
+from pcrl_cli.core.config import recipe
 from pcrl_cli.core.plan import Prepared
 from pcrl_cli.pure.crops import CropPairs
 
@@ -28,7 +29,8 @@ def measure(scans: int = 3) -> dict[str, Any]:
     """CPU milliseconds a pair on one thread, bytes a pair and counts, for both recipes."""
     scan, case = chest(), Case("phantom", "phantom", Path("phantom"))
     result: dict[str, Any] = {}
-    for name, plan in {"paper": CropPairs(), "released": CropPairs.released()}.items():
+    for name in ("paper", "released"):
+        plan = CropPairs(**recipe(name, "prep", "pairs"))
         with threadpool_limits(1):
             plan.draw(scan, case, np.random.default_rng(0))  # fills the cached matrices
             start = time.process_time()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks.step import SCALES, learner_of, make_views
 from pcrl_cli.core.learner import Batch, Progress, Views
 from pcrl_cli.core.rng import Rng
+from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import memory_format
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
 from pcrl_cli.stages.cost import step_flops
@@ -64,19 +65,17 @@ def at_scale(views: Views, scale: int) -> Views:
 
 def parity(bench: Bench) -> list[Row]:
     """Largest relative difference of any loss term, CPU against the device, over the five scales."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     views, cpu, other = make_views(Config(), 2), learner_of("paper", bench.width), bench.learner("paper")
     other.load_state_dict(cpu.state_dict())
     worst = 0.0
     for scale in SCALES:
-        with torch.no_grad():
+        with torch.no_grad(), tf32(False):
             a = cpu.losses(at_scale(views, scale), Progress(0, 1))
             b = other.losses(bench.to_device(at_scale(views, scale)), Progress(0, 1))
         worst = max(worst, *(abs(b[k].item() - a[k].item()) / max(abs(a[k].item()), 1e-3) for k in a))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return [
         (
-            f"losses at width {bench.width}, device against CPU, float32: largest relative difference",
+            f"losses at width {bench.width}, device against CPU, float32 without TF32: largest relative difference",
             f"{worst:.1e} (target 1e-3)",
         )
     ]
@@ -114,7 +113,8 @@ def steps(bench: Bench) -> list[Row]:
         bench.learner("released"),
         bench.to_device(make_views(Config(), bench.batch)),
     )
-    rows, total = [], 0.0
+    rows: list[Row] = []
+    total = 0.0
     for scale in SCALES:
         took = bench.seconds(partial(_step, bench, ours, at_scale(views, scale), torch.bfloat16))
         total += took / len(SCALES)
@@ -123,8 +123,14 @@ def steps(bench: Bench) -> list[Row]:
             (f"step at F{scale}, bf16, batch {bench.batch}", f"{1e3 * took:.1f} ms, {flops / took / 1e12:.3g} TFLOP/s")
         )
     rows.append(("mean over the scales", f"{1e3 * total:.1f} ms, {bench.batch / total:.3g} pairs/s"))
-    for name, dtype in (("AMP bf16", torch.bfloat16), ("float32", torch.float32)):
-        took = sum(bench.seconds(partial(_step, bench, released, at_scale(views, s), dtype)) for s in (1, 2, 3)) / 3
+    ways = (
+        ("AMP bf16", torch.bfloat16, False),
+        ("float32 in TF32", torch.float32, True),
+        ("float32 without TF32", torch.float32, False),
+    )
+    for name, dtype, fast in ways:
+        with tf32(fast):
+            took = sum(bench.seconds(partial(_step, bench, released, at_scale(views, s), dtype)) for s in (1, 2, 3)) / 3
         rows.append((f"released way, {name}", f"{1e3 * took:.1f} ms, ours is {took / total:.2f}x as fast"))
     return [*rows, *_whole(bench, ours, total)]
 

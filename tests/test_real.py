@@ -198,7 +198,7 @@ def _links(folder: Path, files: list[Path]) -> Path:
 
 def test_ct_scans_of_a_plain_folder_are_prepared(real_data, tmp_path):
     done = prep(
-        "folder", data=real_data / "CT", out=tmp_path / "c", jobs=1, max_bad=1.0,
+        "folder", data=real_data / "CT", out=tmp_path / "c", jobs=1,
         layers=[("test", {"pairs": {"pairs": 1}})],
     )  # fmt: skip
     assert done.made + done.bad == 5

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 our bug, 2 usage, 3 configuration, 4 data, 5 numerical, 6 machine, 7 integrity, "
-    "8 threshold not met, 75 stopped and saved: run the same command again.",
+    "8 threshold not met, 75 stopped and saved: run the same command again, 130 interrupted.",
 )
 
 for module in (prep, pretrain, finetune, evaluate, probe, embed, export, inspect, report, doctor, config, demo):

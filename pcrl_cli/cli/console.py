@@ -3,12 +3,14 @@
 import functools
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec
 
 import typer
@@ -24,7 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pcrl_cli.core.errors import MachineError, PcrlError, UsageError
+from pcrl_cli.core.errors import MachineError, PcrlError, Preempted, UsageError
 from pcrl_cli.core.listener import Listener
 
 P = ParamSpec("P")
@@ -46,8 +48,8 @@ def stderr() -> Console:
 class Bars(Listener):
     """Bars with the time left on a terminal; elsewhere one line every 30 seconds."""
 
-    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
-        self.console, self.quiet, self.verbose = stderr(), quiet, verbose
+    def __init__(self, quiet: bool = False) -> None:
+        self.console, self.quiet = stderr(), quiet
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.what, self.total, self.unit, self.printed = "", 0, "", 0.0
@@ -115,10 +117,10 @@ def show(result: Any, *, as_json: bool, quiet: bool, rows: Mapping[str, Any], pa
         print(path)
 
 
-def show_plan(plan: Any, as_json: bool) -> None:
-    """What `--dry-run` prints."""
+def show_plan(plan: Any, as_json: bool, quiet: bool = False) -> None:
+    """What `--dry-run` prints; with -q where the result would be."""
     rows = {"would": f"{plan.verb} into {plan.out}", "state": plan.state, **plan.figures}
-    show(plan, as_json=as_json, quiet=False, rows=rows)
+    show(plan, as_json=as_json, quiet=quiet, rows=rows, path=plan.out if quiet else None)
 
 
 def _text(value: Any) -> str:
@@ -149,6 +151,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def errors(debug: bool) -> Iterator[None]:
+    old = _listen_to_sigterm()
     try:
         yield
         sys.stdout.flush()
@@ -170,6 +173,21 @@ def errors(debug: bool) -> Iterator[None]:
             _fail(f"cannot use {error.filename}: {error.strerror.lower()}", MachineError.exit_code, debug)
         text = f"{type(error).__name__}: {str(error)[:200]}"
         _fail(f"this is a bug in pcrl, sorry: {text}; run again with --debug and report what it prints", 1, debug)
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGTERM, old)
+
+
+def _listen_to_sigterm() -> Any:
+    """SIGTERM, which schedulers send, ends a command as Ctrl-C does, with 75; training has its own, gentler way."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped by a signal; what was finished is kept, run the same command again to go on")
+
+    try:
+        return signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        return None
 
 
 def _fail(text: str, code: int, debug: bool) -> None:

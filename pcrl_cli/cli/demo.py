@@ -15,11 +15,10 @@ def command(
     patients: Annotated[int, typer.Option("--patients", min=5, help="Scans to make")] = 40,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Of pre-training")] = 40,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of fine-tuning")] = 8,
-    width: options.Width = 4,
+    width: Annotated[int, typer.Option("--width", min=1, help="Base number of filters")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Run the whole chain on scans that the program makes itself; a few minutes on two cores."""
@@ -31,9 +30,9 @@ def command(
         patients=patients,
         pretrain_steps=steps,
         finetune_epochs=epochs,
-        width=width or 4,
+        width=width,
         seed=seed,
-        listener=console.Bars(quiet or json, verbose),
+        listener=console.Bars(quiet or json),
     )
     rows: dict[str, object] = {
         f"AUROC, {name}": _with_interval(value, result.intervals[name]) for name, value in result.auroc.items()

@@ -29,16 +29,16 @@ def command(
     workspace: options.WorkspaceDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Score a fine-tuned run: AUROC with intervals, FROC and CPM, a CSV row a candidate, report.html."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
     part = console.choice("--split", split, ("train", "val", "test", "all"))
     least = _thresholds(fail_under or [])
-    from pcrl_cli.stages.evaluate import evaluate, require
+    from pcrl_cli.stages.evaluate import check_thresholds, evaluate, require
     from pcrl_cli.stages.workspace import Workspace
 
+    check_thresholds(least)
     result = evaluate(
         run,
         cache,
@@ -47,7 +47,7 @@ def command(
         all_candidates=all_candidates,
         workspace=Workspace(workspace),
         device=on,
-        listener=console.Bars(quiet or json, verbose),
+        listener=console.Bars(quiet or json),
     )
     rows = {
         "run": f"{result.run} (start: {result.start})",

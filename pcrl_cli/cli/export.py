@@ -18,7 +18,6 @@ def command(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Write the encoder with its contract, and a model card beside it."""
@@ -26,6 +25,8 @@ def command(
     from pcrl_cli.stages.export import export
 
     result = export(run, to, format=kind, overwrite=overwrite)
+    for note in result.notes:
+        console.Bars().warn(note)
     rows = {
         "parameters": f"{result.parameters:,} in {result.tensors} tensors",
         "sha256": result.sha256,

@@ -39,7 +39,6 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Train a task from pre-trained weights, or from scratch without."""
@@ -64,10 +63,10 @@ def command(
         cache_on=where,
         overwrite=overwrite,
         dry_run=dry_run,
-        listener=console.Bars(quiet or json, verbose),
+        listener=console.Bars(quiet or json),
     )
     if isinstance(result, Plan):
-        return console.show_plan(result, json)
+        return console.show_plan(result, json, quiet)
     rows = {
         "start": result.start,
         "labelled patients": result.labelled_patients,

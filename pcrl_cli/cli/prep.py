@@ -40,12 +40,11 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Turn raw scans into a cache of crops: resumable, parallel, sealed with hashes."""
     workers, part = _jobs(jobs), _shard(shard)
-    from pcrl_cli.stages.prep import prep
+    from pcrl_cli.stages.prep import prep, require
     from pcrl_cli.stages.results import Plan
     from pcrl_cli.stages.workspace import Workspace
 
@@ -66,24 +65,28 @@ def command(
         jobs=workers,
         limit=limit,
         shard=part,
-        max_bad=max_bad,
         patients=patients,
         candidates=candidates,
         dry_run=dry_run,
         overwrite=overwrite,
-        listener=console.Bars(quiet or json, verbose),
+        listener=console.Bars(quiet or json),
     )
     if isinstance(result, Plan):
-        return console.show_plan(result, json)
-    rows = {
+        return console.show_plan(result, json, quiet)
+    console.show(result, as_json=json, quiet=quiet, rows=_rows(result), path=result.cache)
+    require(result, max_bad)
+
+
+def _rows(result: Any) -> dict[str, Any]:
+    return {
         "scans": f"{result.made} made, {result.skipped} there already, {result.bad} left out",
+        **({"left out": result.refused} if result.refused else {}),
         "patients": result.patients,
         **dict(result.totals.items()),
         "rows of absent scans": result.absent_rows,
         "size": f"{result.bytes / 1e9:.2f} GB",
         "seconds": result.seconds,
     }
-    console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.cache)
 
 
 def _jobs(text: str) -> Any:

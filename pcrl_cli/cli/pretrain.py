@@ -28,6 +28,12 @@ def command(
     augment: Annotated[
         str | None, typer.Option("--augment", metavar="batched|torchio", help="torchio: slow, for comparison")
     ] = None,
+    probe_every: Annotated[
+        int | None,
+        typer.Option(
+            "--probe-every", min=0, metavar="EPOCHS", help="Probe after so many (default: a tenth of all; 0: never)"
+        ),
+    ] = None,
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="End with 5 when the features collapse")
     ] = False,
@@ -47,7 +53,6 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Pre-train an encoder on a cache; run the same command again to continue."""
@@ -59,7 +64,7 @@ def command(
     from pcrl_cli.stages.results import Plan
     from pcrl_cli.stages.workspace import Workspace
 
-    flags = console.given(recipe=recipe, method=method, dim=dim, set_aside=set_aside)
+    flags = console.given(recipe=recipe, method=method, dim=dim, set_aside=set_aside, probe_every_epochs=probe_every)
     flags["train"] = console.training(epochs, steps, batch, precision, seed, keep)
     flags["train"] |= {"stop_on_collapse": True} if stop_on_collapse else {}
     flags["learner"] = console.given(crop=crop, width=width, augmentation=augment)
@@ -75,10 +80,10 @@ def command(
         cache_on=where,
         overwrite=overwrite,
         dry_run=dry_run,
-        listener=console.Bars(quiet or json, verbose),
+        listener=console.Bars(quiet or json),
     )
     if isinstance(result, Plan):
-        return console.show_plan(result, json)
+        return console.show_plan(result, json, quiet)
     rows = {
         "patients": result.patients,
         "pairs": result.pairs,

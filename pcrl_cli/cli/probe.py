@@ -18,7 +18,6 @@ def command(
     workspace: options.WorkspaceDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """k-NN and linear-probe AUROC on frozen features."""
@@ -34,7 +33,7 @@ def command(
         split=part,
         workspace=Workspace(workspace),
         device=on,
-        listener=console.Bars(quiet or json, verbose),
+        listener=console.Bars(quiet or json),
     )
     rows = {
         "weights": result.weights,

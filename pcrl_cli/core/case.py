@@ -33,6 +33,7 @@ class Case:
     path: the file or folder to read.
     points: candidates, for data sets that have them.
     lesions: (k, 4) centre (LPS, mm) and diameter (mm) of every annotated lesion, for data sets that have them.
+    excluded: (k, 4) the same of findings that count neither as hit nor as false alarm; a diameter of -1 is unknown.
     """
 
     id: str
@@ -40,3 +41,4 @@ class Case:
     path: Path
     points: Points | None = field(default=None, compare=False)
     lesions: Float64[np.ndarray, "k 4"] | None = field(default=None, compare=False)
+    excluded: Float64[np.ndarray, "e 4"] | None = field(default=None, compare=False)

@@ -209,6 +209,8 @@ def _check_known(model: type[BaseModel], dotted: str, origin: str) -> None:
             every = all_keys(model)
             near = [other for other in every if other.rpartition(".")[2] == dotted.rpartition(".")[2]]
             near += difflib.get_close_matches(dotted, [*known, *every], n=1, cutoff=0.5)
+            lasts = {other.rpartition(".")[2]: other for other in every}
+            near += [lasts[last] for last in difflib.get_close_matches(dotted.rpartition(".")[2], lasts, n=1)]
             hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
             raise ConfigError(f"unknown setting {dotted} (from {origin}); {hint}")
         part = part.model_fields[key].annotation

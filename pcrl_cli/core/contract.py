@@ -34,15 +34,31 @@ class Patients(Settings):
 
     salt: str = ""
     hashes: tuple[str, ...] = ()
+    """One a patient, of the data set's and the patient's name."""
+    scans: tuple[str, ...] = ()
+    """One a scan, of its voxels: the same scan is recognised in another data set's clothes."""
+    selected: tuple[str, ...] = ()
+    """Of patients and scans by which the epoch to keep was chosen."""
 
     @classmethod
-    def of(cls, names: Iterable[str], salt: str) -> "Patients":
-        return cls(salt=salt, hashes=tuple(sorted(_hash(salt, name) for name in names)))
+    def of(cls, names: Iterable[str], salt: str, scans: Iterable[str] = (), selected: Iterable[str] = ()) -> "Patients":
+        def hashes(values: Iterable[str]) -> tuple[str, ...]:
+            return tuple(sorted({_hash(salt, value) for value in values}))
 
-    def seen(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are among the hashed."""
-        known = set(self.hashes)
-        return [name for name in names if _hash(self.salt, name) in known]
+        return cls(salt=salt, hashes=hashes(names), scans=hashes(scans), selected=hashes(selected))
+
+    def knows(self, names: Iterable[str], selected_too: bool = False) -> bool:
+        """Whether one of these names of one patient or of their scans is among the hashed."""
+        known = {*self.hashes, *self.scans, *(self.selected if selected_too else ())}
+        return any(_hash(self.salt, name) in known for name in names)
+
+    def joined(self, other: "Patients") -> "Patients":
+        """Both; the salts must be equal."""
+        assert self.salt == other.salt, "hashes of two salts cannot be joined"
+        fields = ("hashes", "scans", "selected")
+        return Patients(
+            salt=self.salt, **{name: tuple(sorted({*getattr(self, name), *getattr(other, name)})) for name in fields}
+        )
 
 
 def _hash(salt: str, name: str) -> str:

@@ -13,6 +13,13 @@
 The message is one sentence that says what, where, and what to do next. Anything else that escapes is our bug (exit 1).
 """
 
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+OF_READING = frozenset((errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE))
+"""What keeps a sound file from being read: the permission, the disk, the mount."""
+
 
 class PcrlError(Exception):
     exit_code = 1
@@ -27,7 +34,24 @@ class ConfigError(PcrlError):
 
 
 class DataError(PcrlError):
+    """slug: the kind of refusal in one word, which `prep --json` counts by:
+
+        unreadable     a file that is torn, lies about its size, or is of no known format
+        bad_slices     a DICOM series with missing, doubled, uneven or mixed slices
+        bad_geometry   a spacing, position or orientation that no scan has
+        bad_values     voxels that are not finite or beyond 16 bits
+        too_small      no crop fits
+        no_crops       crops fit, and none was acceptable in as many tries as allowed
+        unusable       anything else
+
+    counts: what had been tried and refused by then.
+    """
+
     exit_code = 4
+
+    def __init__(self, message: str, *, slug: str = "unusable", counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.slug, self.counts = slug, dict(counts or {})
 
 
 class NumericalError(PcrlError):
@@ -48,3 +72,17 @@ class ThresholdError(PcrlError):
 
 class Preempted(PcrlError):
     exit_code = 75
+
+
+@contextmanager
+def blame_reading(path: object) -> Iterator[None]:
+    """Turns a missing permission, a failing disk or a lost mount into a `MachineError`: the file may be sound."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_READING:
+            raise
+        what = (error.strerror or "input/output error").lower()
+        raise MachineError(
+            f"cannot read {error.filename or path}: {what}; mend the permission, disk or mount and run again"
+        ) from error

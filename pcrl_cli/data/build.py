@@ -20,17 +20,17 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
+from jaxtyping import Float
 from pydantic import BaseModel
 from threadpoolctl import threadpool_limits
 
 from pcrl_cli.core.case import Case
-from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError
+from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, blame_reading
 from pcrl_cli.core.files import blame_machine, fingerprint, remove_leftovers
-from pcrl_cli.core.plan import CropPlan, Prepared
+from pcrl_cli.core.plan import CropPlan, Drawn, Prepared
 from pcrl_cli.data.cache import (
     SCHEMA,
     Record,
-    bad_path,
     gather_manifest,
     read_record,
     record_path,
@@ -46,6 +46,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GL
 
 Status = Literal["made", "skipped", "refused"]
 Read = Callable[[Case], Prepared]
+Files = Callable[[Case], list[Path]]
 Outcomes = Generator[tuple[str, Status, str], None, None]
 Report = Callable[[int, int, str, Status], None]
 """Called after each case: how many are done, of how many, which one, and what became of it."""
@@ -84,10 +85,10 @@ def build(
     jobs: int | Literal["auto"] = "auto",
     shard: tuple[int, int] | None = None,
     seed: int = 0,
-    max_bad: float = 0.05,
     progress: Report | None = None,
     patients: Iterable[str] | None = None,
     root: Path | None = None,
+    files: Files | None = None,
     peak_bytes: int = PEAK_BYTES,
 ) -> BuildResult:
     """Executes the plans on every case and seals one shard each.
@@ -95,13 +96,13 @@ def build(
     cases: those to prepare. read: a picklable function. header: JSON values for the manifest; `header["settings"]`
     (what changes the voxels: spacing, window, ...) is part of the fingerprint, the rest is not. shard: (i, n), with
     1 <= i <= n: every n-th case of the sorted list from the i-th on. patients: all of the data set, before any limit,
-    for the split; those of `cases` if None. root: what the sources' recorded paths are relative to. A case that was
-    finished or refused before, with the same settings and an unchanged source, is not tried again.
+    for the split; those of `cases` if None. root: what the sources' recorded paths are relative to. files: those that
+    `read` reads; if one changes, the case is made again (None: see `source_of`). A case that was finished before, with
+    the same settings and an unchanged source, is not made again; one that was refused is tried again.
 
     Raises:
         ConfigError: shard is not 1 <= i <= n, or the folder was split with another seed.
-        DataError: more than max_bad of the cases were refused; everything good is sealed by then.
-        MachineError: disk, memory or permission; a worker died.
+        MachineError: disk, memory or permission, of the scans too; a worker died. What is finished is kept.
     """
     ordered = sorted(cases, key=lambda case: case.id)
     patients = [case.patient for case in ordered] if patients is None else patients
@@ -112,7 +113,7 @@ def build(
         remove_leftovers(folder)
     write_split(out, patients, seed)
     full_header = header | {"seed": seed, "plans": _described(plans), "fingerprint": settings_of(plans, header, seed)}
-    todo = [_job(case, read, plans, out, full_header, root) for case in mine]
+    todo = [_job(case, read, plans, out, full_header, source_of(case, root, files)) for case in mine]
     result = BuildResult(out, {})
     try:
         with closing(_outcomes(todo, jobs, peak_bytes)) as outcomes:
@@ -122,7 +123,6 @@ def build(
                     progress(done, len(todo), case_id, status)
     finally:  # also after an interruption: what was sealed is in the manifest
         result.manifest = gather_manifest(out, full_header)
-    _check_bad(result, len(todo), max_bad)
     return result
 
 
@@ -150,22 +150,38 @@ def case_rng(seed: int, case_id: str, group: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def source_of(case: Case, root: Path | None) -> Record:
+def scan_id(values: Float[np.ndarray, "x y z"]) -> str:
+    """20 hexadecimal digits that are equal for the same prepared scan, whatever its name, its patient and its reader.
+
+    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded. Two
+    copies of a scan get different ids where they were prepared with another spacing or with a window that ends inside
+    that range, where one was cropped or converted with rounding (of its voxels, or of its spacing), or MR scans were
+    scaled differently. Equal ids mean, in practice, equal scans.
+    """
+    sample = np.rint(np.clip(values[::4, ::4, ::4], -1000, 1000)).astype("<i2")
+    content = np.array(values.shape, "<i8").tobytes() + sample.tobytes(order="C")
+    return hashlib.sha256(content).hexdigest()[:20]
+
+
+def source_of(case: Case, root: Path | None, files: Files | None = None) -> Record:
     """What a case was made from: its files (path, size, time of change), its patient, and the rows of its tables.
 
-    A header's data file (`x.raw` beside `x.mhd`) counts too; of a folder all files count.
+    files: names the case's files; without it these are all in its folder, or all of its name with any ending.
+
+    Raises:
+        MachineError: a file cannot be looked at.
     """
-    if case.path.is_dir():
-        files = [path for path in sorted(case.path.rglob("*")) if path.is_file()]
-    else:
-        files = sorted({case.path, *case.path.parent.glob(f"{escape(case.path.stem)}.*")} if case.path.exists() else [])
+    with blame_reading(case.path):
+        found = [_file_facts(path, root or case.path.parent) for path in (files or _files)(case)]
     tables = [case.points.world.tolist(), case.points.label.tolist(), case.points.id] if case.points is not None else []
-    lesions = case.lesions.tolist() if case.lesions is not None else []
-    return {
-        "files": [_file_facts(path, root or case.path.parent) for path in files],
-        "tables": fingerprint([tables, lesions]),
-        "patient": case.patient,
-    }
+    findings = [found.tolist() if found is not None else [] for found in (case.lesions, case.excluded)]
+    return {"files": found, "tables": fingerprint([tables, *findings]), "patient": case.patient}
+
+
+def _files(case: Case) -> list[Path]:
+    if case.path.is_dir():
+        return [path for path in sorted(case.path.rglob("*")) if path.is_file()]
+    return sorted({case.path, *case.path.parent.glob(f"{escape(case.path.stem)}.*")} if case.path.exists() else [])
 
 
 def _file_facts(path: Path, root: Path) -> Record:
@@ -174,8 +190,8 @@ def _file_facts(path: Path, root: Path) -> Record:
     return {"path": name.as_posix(), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
-def _job(case: Case, read: Read, plans: Sequence[CropPlan], out: Path, header: Record, root: Path | None) -> _Job:
-    facts = {"patient": case.patient, "settings": header["fingerprint"], "source": source_of(case, root)}
+def _job(case: Case, read: Read, plans: Sequence[CropPlan], out: Path, header: Record, source: Record) -> _Job:
+    facts = {"patient": case.patient, "settings": header["fingerprint"], "source": source}
     return _Job(case, read, tuple(plans), out, header["seed"], facts)
 
 
@@ -191,33 +207,39 @@ def _described(plans: Sequence[CropPlan]) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------ one case
 
 
-def _remembered(job: _Job) -> tuple[Status, str] | None:
-    """What an earlier run made of the case, if it still holds."""
+def _is_made(job: _Job) -> bool:
+    """Whether an earlier run sealed the case and that still holds; refusals are no reason not to try again."""
     record = read_record(record_path(job.folder, job.case.id))
     shard = shard_path(job.folder, job.case.id)
-    if _same(record, job) and shard.exists() and record is not None and shard.stat().st_size == record["bytes"]:
-        return "skipped", ""
-    record = read_record(bad_path(job.folder, job.case.id))
-    return ("refused", str(record["reason"])) if record is not None and _same(record, job) else None
-
-
-def _same(record: Record | None, job: _Job) -> bool:
-    return record is not None and all(record.get(key) == value for key, value in job.facts.items())
+    if record is None or "scan_id" not in record:  # a record of before there were ids: nor has the shard every array
+        return False
+    same = all(record.get(key) == value for key, value in job.facts.items())
+    return same and shard.exists() and shard.stat().st_size == record["bytes"]
 
 
 def _make(job: _Job) -> tuple[str, Status, str]:
     """Reads one scan, draws from it and seals the shard; a scan that cannot serve is recorded with its reason."""
-    case = job.case
+    case, group, drawn = job.case, "", dict[str, Drawn]()
     try:
-        scan = job.read(case)
-        drawn = {plan.group: plan.draw(scan, case, case_rng(job.seed, case.id, plan.group)) for plan in job.plans}
+        with blame_reading(case.path):
+            scan = job.read(case)
+        for plan in job.plans:
+            group = plan.group
+            drawn[group] = plan.draw(scan, case, case_rng(job.seed, case.id, group))
     except (DataError, IntegrityError) as error:
-        write_bad(job.folder, case.id, str(error), job.facts)
+        write_bad(job.folder, case.id, str(error), job.facts, *_kind(error, group))
         return case.id, "refused", str(error)
     except MemoryError as error:
         raise MachineError(f"not enough memory for the scan {case.id}: run again with fewer --jobs") from error
-    write_shard(job.folder, case.id, drawn, job.facts)
+    write_shard(job.folder, case.id, drawn, job.facts | {"scan_id": scan_id(scan.values)})
     return case.id, "made", ""
+
+
+def _kind(error: DataError | IntegrityError, group: str) -> tuple[str, Record]:
+    """A refusal's slug, and its counts by the group whose plan refused; without a group reading did."""
+    slug = error.slug if isinstance(error, DataError) else "unreadable"
+    counts = error.counts if isinstance(error, DataError) else {}
+    return ("unreadable" if slug == "unusable" and not group else slug), ({group: counts} if counts else {})
 
 
 def _note(result: BuildResult, case_id: str, status: Status, reason: str) -> None:
@@ -227,16 +249,6 @@ def _note(result: BuildResult, case_id: str, status: Status, reason: str) -> Non
         (result.made if status == "made" else result.skipped).append(case_id)
 
 
-def _check_bad(result: BuildResult, tried: int, max_bad: float) -> None:
-    if len(result.bad) <= max_bad * tried:
-        return
-    first, reason = next(iter(sorted(result.bad.items())))
-    raise DataError(
-        f"{len(result.bad)} of {tried} scans could not be used, more than --max-bad {max_bad:g} allows "
-        f"(the first: {first}: {reason}): see {result.folder / 'bad_cases.jsonl'}; the good ones are prepared"
-    )
-
-
 # ---------------------------------------------------------------------------------------------------- many cases
 
 
@@ -244,11 +256,10 @@ def _outcomes(todo: list[_Job], jobs: int | Literal["auto"], peak_bytes: int) ->
     """Case, status and reason of each job as it ends; those that need no work first."""
     work = []
     for job in todo:
-        known = _remembered(job)
-        if known is None:
-            work.append(job)
+        if _is_made(job):
+            yield job.case.id, "skipped", ""
         else:
-            yield job.case.id, *known
+            work.append(job)
     n = min(auto_jobs(peak_bytes) if jobs == "auto" else jobs, len(work))
     yield from _in_pool(work, n) if n > 1 else _here(work)
 

@@ -4,8 +4,8 @@
     split.json          training, validation and test patients
     bad_cases.jsonl     scans that could not be used, one line each: {"case", "patient", "reason"}
     shards/CASE.h5      the arrays of one case; sealed: equal settings and scans give equal bytes
-    shards/CASE.json    its record: hash, size, source, settings, counts, shapes
-    shards/CASE.bad.json   the record of a refused case
+    shards/CASE.json    its record: hash, size, source, settings, counts, shapes, the id of its voxels
+    shards/CASE.bad.json   the record of a refused case: its `reason`, the kind of it (`slug`), what was tried (`counts`)
 
 A shard is whole or absent, and no two processes write one file but the gathered ones, which any of them may repeat.
 """
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 def write_shard(folder: Path, case: str, groups: Mapping[str, Drawn], facts: Record) -> Record:
     """Seals the arrays of one case as `shards/CASE.h5` and then its record as `shards/CASE.json`.
 
-    facts: what the record holds besides (case, patient, settings, source).
+    facts: what the record holds besides (patient, settings, source, scan_id).
 
     Raises:
         MachineError: the disk is full or the folder may not be written to.
@@ -65,11 +65,13 @@ def write_shard(folder: Path, case: str, groups: Mapping[str, Drawn], facts: Rec
     return record
 
 
-def write_bad(folder: Path, case: str, reason: str, facts: Record) -> Record:
+def write_bad(
+    folder: Path, case: str, reason: str, facts: Record, slug: str = "unusable", counts: Record | None = None
+) -> Record:
     """Records a refused case as `shards/CASE.bad.json`; what an earlier run made of it is removed first."""
     record_path(folder, case).unlink(missing_ok=True)
     shard_path(folder, case).unlink(missing_ok=True)
-    record = {**facts, "schema": SCHEMA, "case": case, "reason": reason}
+    record = {**facts, "schema": SCHEMA, "case": case, "reason": reason, "slug": slug, "counts": counts or {}}
     write_json(bad_path(folder, case), record)
     return record
 
@@ -122,7 +124,20 @@ def gather_manifest(folder: Path, header: Record) -> Record:
     """
     while True:
         good, bad = _records(folder, header["fingerprint"])
-        manifest = {"schema": SCHEMA, **header, "cases": good, "bad_cases": len(bad), "totals": _totals(good)}
+        refused = [
+            {key: r.get(key, "unusable") for key in ("case", "patient", "reason", "slug")}
+            | {"counts": r.get("counts", {})}
+            for r in bad
+        ]
+        totals = _totals(good) | {"refused": dict(sorted(Counter(row["slug"] for row in refused).items()))}
+        manifest = {
+            "schema": SCHEMA,
+            **header,
+            "cases": good,
+            "bad_cases": len(bad),
+            "refused": refused,
+            "totals": totals,
+        }
         lines = [json.dumps({k: r[k] for k in ("case", "patient", "reason")}, ensure_ascii=False) + "\n" for r in bad]
         write_atomic(folder / "bad_cases.jsonl", "".join(lines).encode())
         write_json(folder / "manifest.json", manifest)
@@ -229,6 +244,11 @@ class Cache:
     def records(self) -> dict[str, Record]:
         """The record of every usable case by its id."""
         return {record["case"]: record for record in self.manifest["cases"]}
+
+    @property
+    def refused(self) -> tuple[Record, ...]:
+        """The scans that could not be used: {case, patient, reason, slug, counts} each."""
+        return tuple(self.manifest.get("refused", ()))
 
     def patients(self, part: Part | Literal["all"] = "all") -> tuple[str, ...]:
         """The patients of a part that have a usable case, sorted."""

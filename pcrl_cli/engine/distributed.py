@@ -1,12 +1,20 @@
 """torchrun's ranks. With one process everything here is the identity."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+from pcrl_cli.core.errors import MachineError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for another, which may be hashing a large cache."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +23,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    began: bool = field(default=False, compare=False)
+    """This process group was made by `join`, and ends with `leave`."""
 
     @property
     def talks(self) -> bool:
@@ -29,9 +39,41 @@ class World:
             return cls()
         if device.type == "cuda":  # from here on `cuda` means this rank's own GPU
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), size)
+        began = not dist.is_initialized()
+        if began:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), size, began)
+
+    def leave(self) -> None:
+        """Ends the process group that `join` made; one that was there before stays."""
+        if self.began and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def first(self, work: Callable[[], T], others: Callable[[], T]) -> T:
+        """`work` on rank 0 and, when it is done, `others` on the other ranks; every rank's own value.
+
+        Raises:
+            MachineError: on the other ranks, if `work` raised an error on rank 0; there that error.
+        """
+        if self.size == 1:
+            return work()
+        if self.talks:
+            done = False
+            try:
+                value = work()
+                done = True
+            finally:
+                self._tell(done)
+            return value
+        if not self._tell(False):
+            raise MachineError("rank 0 refused to go on, so this rank ends too; see what rank 0 says")
+        return others()
+
+    def _tell(self, flag: bool) -> bool:
+        """Rank 0's flag, on every rank."""
+        told = torch.tensor([int(flag)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(told, 0)
+        return bool(told.item())
 
     def broadcast(self, module: nn.Module) -> None:
         """Rank 0's parameters and buffers to all."""

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Run:
             cls._clear(folder)
         elif taken:
             run = cls.load(folder)
-            run._require_same(verb, settings, fingerprint)
+            run.require_same(verb, settings, fingerprint)
             if not (folder / "config.yaml").exists():  # stopped between the two writes below
                 files.write_atomic(folder / "config.yaml", config_yaml.encode())
             return run
@@ -102,7 +103,10 @@ class Run:
                     path.unlink(missing_ok=True)
             (folder / "run.json").unlink()
 
-    def _require_same(self, verb: str, settings: dict[str, Any], fingerprint: str) -> None:
+    def require_same(self, verb: str, settings: dict[str, Any], fingerprint: str) -> None:
+        """Raises:
+        ConfigError: the run is of another verb, or has other settings (their names are listed).
+        """
         if self.record["verb"] != verb:
             raise ConfigError(f"{self.folder} holds a run of `pcrl {self.record['verb']}`; choose another --out")
         if self.record["fingerprint"] != fingerprint:
@@ -142,7 +146,7 @@ class Run:
         files.write_json(self.folder / "run.json", self.record)
 
     def finish(self, result: dict[str, Any]) -> None:
-        self.write_record(status="finished", result=result)
+        self.write_record(status="finished", finished_at=datetime.now(UTC).isoformat(), result=result)
 
     # ---- metrics -------------------------------------------------------------------------------------------------
 

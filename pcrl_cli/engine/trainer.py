@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from pcrl_cli.engine.run import Checkpoint, Run, optimiser_tensors, restore_opti
 from pcrl_cli.engine.schedule import Schedule, factor
 from pcrl_cli.engine.signals import StopFlag
 from pcrl_cli.engine.tensorboard import TensorBoard, require_tensorboard
+from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.undo import snapshot
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -59,9 +60,21 @@ class TrainConfig(Settings):
         return min(self.warmup_steps, steps // 10)
 
 
+@dataclass
+class Spent:
+    """What all legs of a run took together, up to the last checkpoint of each.
+
+    waited: seconds of `seconds` that were spent waiting for data.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    samples: int = 0
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended."""
+    """How a training ended; times and rates are of all its legs."""
 
     steps: int
     seconds: float
@@ -73,7 +86,7 @@ class Outcome:
 
 
 Validate = Callable[[Learner, int], dict[str, float | None]]
-"""(learner, step) -> figures to log; called after every epoch, in eval mode, without gradients."""
+"""(learner, step) -> figures to log; called after every epoch, in eval mode, without gradients, in float32."""
 
 
 def resolve_device(device: Device) -> torch.device:
@@ -128,6 +141,18 @@ def make_optimisers(learner: Learner, config: TrainConfig) -> dict[str, torch.op
     return optimisers
 
 
+def require_trainable(config: TrainConfig, device: torch.device) -> None:
+    """What can be refused before a run's folder is made.
+
+    Raises:
+        ConfigError: the precision does not fit the device.
+        MachineError: TensorBoard is asked for and not installed.
+    """
+    resolve_precision(config.precision, device)
+    if config.tensorboard:
+        require_tensorboard()
+
+
 class Trainer:
     """Trains a learner from a source into a run folder; `fit` can be interrupted anywhere and called again.
 
@@ -158,8 +183,7 @@ class Trainer:
         self.world = world or World()
         self.metadata, self.validate, self.best_name = metadata, validate, best
         self.listener = listener if listener is not None and self.world.talks else Listener()
-        if config.tensorboard:
-            require_tensorboard()
+        require_trainable(config, device)
         self.precision = resolve_precision(config.precision, device)
         self.learner = learner.to(device).to(memory_format=memory_format(learner))  # type: ignore[call-overload]
         self.optimisers = make_optimisers(self.learner, config)
@@ -169,6 +193,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.alarms: list[str] = []
+        self.spent, self.clock = Spent(), time.perf_counter()
         self.stop = StopFlag()
         self.board: TensorBoard | None = None
         self.saved_at = time.monotonic()
@@ -187,6 +212,7 @@ class Trainer:
         self._resume()
         self.world.broadcast(self.learner)
         with ExitStack() as stack:
+            stack.enter_context(tf32(False))  # fp32 means fp32, and validation is what `pcrl evaluate` computes
             self.listener.begin("training", self.steps, "steps", self.step)
             stack.callback(self.listener.end)
             if self.config.tensorboard and self.world.talks:
@@ -198,15 +224,15 @@ class Trainer:
             return self._loop(batches)
 
     def _loop(self, batches: Iterator[tuple[Tensor, Batch]]) -> Outcome:
-        start, waited, first = time.perf_counter(), 0.0, self.step
-        self.saved_at = time.monotonic()
+        self.clock, self.saved_at = time.perf_counter(), time.monotonic()
         while self.step < self.steps:
             before = time.perf_counter()
             positions, batch = next(batches)
             wait = time.perf_counter() - before
             row = self._one_step(positions, batch)
             took = time.perf_counter() - before
-            waited += wait
+            self.spent.waited += wait
+            self.spent.samples += self.source.batch_size
             row |= {"samples_per_second": self.source.batch_size / took, "data_wait": wait / took}
             at_end = self.step % self.per_epoch == 0 or self.step == self.steps
             if at_end and self.validate is not None:
@@ -215,9 +241,15 @@ class Trainer:
             self._save_or_stop(at_end)
         if self._has_collapsed():  # before, in a run that ended so
             raise self._collapse()
-        seconds = time.perf_counter() - start
-        rate = (self.step - first) * self.source.batch_size / max(seconds, 1e-9)
-        return Outcome(self.step, seconds, rate, waited / max(seconds, 1e-9), self.alarms, self.best)
+        self._tick()
+        seconds = max(self.spent.seconds, 1e-9)
+        rate, waited = self.spent.samples / seconds, self.spent.waited / seconds
+        return Outcome(self.step, self.spent.seconds, rate, waited, self.alarms, self.best)
+
+    def _tick(self) -> None:
+        """Adds the time since the last tick to what the run took."""
+        now = time.perf_counter()
+        self.spent.seconds, self.clock = self.spent.seconds + now - self.clock, now
 
     def _save_or_stop(self, at_end: bool) -> None:
         """What follows a step: a checkpoint when one is due; the end if a signal came or the features collapsed."""
@@ -360,7 +392,7 @@ class Trainer:
     def _validated(self) -> dict[str, Any]:
         assert self.validate is not None
         self.learner.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.no_grad():  # in float32, so that `pcrl evaluate` finds the number that chose the epoch
             figures = self.validate(self.learner, self.step)
         value = figures.get(self.best_name) if self.best_name else None
         if value is not None and math.isfinite(value) and (self.best is None or value > self.best["value"]):
@@ -380,6 +412,7 @@ class Trainer:
     # ---- saving --------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> Checkpoint:
+        self._tick()
         state = {
             "step": self.step,
             "steps": self.steps,
@@ -387,6 +420,7 @@ class Trainer:
             "best": self.best,
             "watch": self.watch.low,
             "alarms": self.alarms,
+            "spent": asdict(self.spent),
         }
         return Checkpoint(self.learner.state_dict(), optimiser_tensors(self.optimisers), state)
 
@@ -426,6 +460,7 @@ class Trainer:
         self.step = int(checkpoint.state["step"])
         self.best, self.alarms = checkpoint.state["best"], list(checkpoint.state["alarms"])
         self.watch.low = dict(checkpoint.state["watch"])
+        self.spent = Spent(**checkpoint.state.get("spent", {}))
         if self.best is not None and not self.run.best_is_sound():
             self.listener.warn(f"{self.run.folder / 'best'} is damaged; the next validation begins it anew")
             self.best = None

@@ -44,6 +44,7 @@ class Config(Settings):
     poolings: int = Field(5, ge=1, description="released code: 3")
     up: Up = Field("nearest", description="released code: deconv")
     decoder_widths: tuple[int, ...] | None = Field(None, description="of F_1..F_N; none mirrors the encoder")
+    decoder_bias: bool = Field(False, description="released code: on; redundant before a batch norm")
     decoder_skip: bool = Field(False, description="Table 1's ablation: an ordinary U-Net")
     restore_head: RestoreHead = "paper"
     restore_activation: Literal["sigmoid", "linear"] = Field("sigmoid", description="docs/stability.md")
@@ -141,7 +142,7 @@ class PCRLv2(Learner):
         super().__init__()
         self.config, self.to_unit = config, to_unit
         encoder = UNet3dEncoder(channels, config.width, config.poolings)
-        self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip)
+        self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias)
         sigmoid = config.restore_activation == "sigmoid"
         self.restore = nn.ModuleDict(
             {

@@ -20,10 +20,9 @@ class DecoderStage(nn.Module):
     into, i // 2. With `skip` (Table 1's ablation) the mirrored encoder map is concatenated after Up.
     """
 
-    def __init__(self, axes: Axes, c_in: int, c_out: int, c_skip: int, up: Up) -> None:
+    def __init__(self, axes: Axes, c_in: int, c_out: int, c_skip: int, up: Up, bias: bool = False) -> None:
         super().__init__()
         self.deconv = axes.deconv(c_in, c_in, 2, stride=2) if up == "deconv" else None
-        bias = up == "deconv"  # recipe released: every convolution has a bias; recipe paper: none before a batch norm
         self.convs = nn.Sequential(ConvBnReLU(axes, c_in + c_skip, c_out, bias), ConvBnReLU(axes, c_out, c_out, bias))
 
     def forward(self, x: Tensor, mirrored: Tensor, skip: bool) -> Tensor:
@@ -43,17 +42,25 @@ class NsUNet(nn.Module):
         widths: of F_1 .. F_N; None mirrors the encoder (3D: 512, 512, 256, 128, 64 at w = 32).
         up: `nearest` up-sampling (recipe paper) or a transposed convolution k2 s2 (recipe released, 3D).
         skip: concatenate encoder maps: an ordinary U-Net, an ablation.
+        bias: of the decoder's 3x3(x3) convolutions, redundant before a batch norm (recipe released has them).
     """
 
     def __init__(
-        self, encoder: Encoder, widths: tuple[int, ...] | None = None, up: Up = "nearest", skip: bool = False
+        self,
+        encoder: Encoder,
+        widths: tuple[int, ...] | None = None,
+        up: Up = "nearest",
+        skip: bool = False,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.skip = encoder, skip
         coarse_to_fine = tuple(reversed(encoder.widths))
         self.widths = (coarse_to_fine[0], *(widths or coarse_to_fine[1:]))  # of F_0 .. F_N
         self.stages = nn.ModuleList(
-            DecoderStage(AXES[encoder.dim], self.widths[i - 1], self.widths[i], coarse_to_fine[i] if skip else 0, up)
+            DecoderStage(
+                AXES[encoder.dim], self.widths[i - 1], self.widths[i], coarse_to_fine[i] if skip else 0, up, bias
+            )
             for i in range(1, len(self.widths))
         )
 
@@ -65,7 +72,7 @@ class NsUNet(nn.Module):
     def forward(self, x: Float[Tensor, "b c *space"], until: int | None = None) -> list[Tensor]:
         """F_0 .. F_until (all of them by default).
 
-        Only scale i enters Eqs. 4 and 9, so nothing finer than F_i need be decoded: exact for loss and gradients.
+        Eqs. 4 and 9 use scale i alone, so what is finer than F_i may stay undecoded: no loss and no gradient changes.
         """
         maps = self.encoder(x)
         pyramid = [maps[-1]]

@@ -1,6 +1,6 @@
 """Weights in and out: every tensor is accounted for, and what the file promises is checked.
 
-An encoder file is safetensors (or a plain torch state dict) with the contract as JSON in its metadata.
+An encoder file is safetensors (or a plain torch state dict) with the contract as JSON in its metadata, or beside it.
 """
 
 import hashlib
@@ -68,6 +68,11 @@ def contract_metadata(contract: Contract) -> dict[str, str]:
     return {"pcrl": contract.model_dump_json()}
 
 
+def contract_path(path: Path) -> Path:
+    """Where the contract of a torch file lies, which has no metadata of its own."""
+    return path.with_name(path.name + ".json")
+
+
 def read_weights(path: Path) -> Weights:
     """The encoder in a weights file (safetensors or torch), without running anything that the file holds.
 
@@ -117,18 +122,20 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
     ) as error:  # a torn pickle stream fails in every way there is: IndexError, KeyError, struct.error ...
         first = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise IntegrityError(f"{path} is no sound torch file ({first}); copy or export it again") from None
-    content = content if isinstance(content, dict) else {}
-    tensors, text = content.get("state_dict"), content.get("pcrl")
-    if (
-        not isinstance(tensors, dict)
-        or not isinstance(text, str | None)
-        or not all(map(_is_named_tensor, tensors.items()))
-    ):
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         raise ConfigError(
             f"{path} is not a file that `pcrl export --format torch` wrote; export the weights with it, or give "
             "another file"
         )
-    return tensors, text
+    return content, _sidecar(path)
+
+
+def _sidecar(path: Path) -> str | None:
+    """The contract of a torch file, which lies beside it."""
+    try:
+        return contract_path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _is_named_tensor(item: tuple[object, object]) -> bool:
@@ -138,17 +145,17 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
 def write_weights(path: Path, encoder: nn.Module | dict[str, Tensor], contract: Contract, format: Format) -> None:
     """Writes an encoder's tensors and its contract, atomically.
 
-    safetensors: contract in the metadata under `pcrl`. torch: {"state_dict", "pcrl"}; loads with `weights_only=True`.
+    safetensors: contract in the metadata under `pcrl`. torch: a plain state dict, and the contract in FILE.json beside it.
     """
     tensors = encoder if isinstance(encoder, dict) else encoder.state_dict()
     tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    metadata = contract_metadata(contract)
     if format == "safetensors":
-        content = save(tensors, metadata)
+        content = save(tensors, contract_metadata(contract))
     else:
         buffer = BytesIO()
-        torch.save({"state_dict": tensors, **metadata}, buffer)
+        torch.save(tensors, buffer)
         content = buffer.getvalue()
+        files.write_atomic(contract_path(path), contract.model_dump_json(indent=1).encode())
     files.write_atomic(path, content)
 
 

@@ -19,7 +19,10 @@ from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.volume_io import write_mhd
 
 AIR, FAT, MUSCLE, BLOOD, MARROW, BONE = -1000.0, -100.0, 50.0, 45.0, 180.0, 480.0  # HU
+VERSION = 1  # to be raised with whatever changes the bytes of a patient
 _SIDES = (-1, 1)  # the right lung lies at negative x
+LAST = "candidates_V2.csv"
+"""The file that `make` writes last."""
 _POSITION = "seriesuid,coordX,coordY,coordZ"
 
 Field = Float32[np.ndarray, "x y z"]
@@ -51,7 +54,7 @@ def make(root: Path, patients: int = 40, seed: int = 0, progress: Callable[[int,
         candidates += [f"{uid},{_row(world)},{label}" for world, label in rows]
         if progress:
             progress(index + 1, patients)
-    for name, lines in (("annotations.csv", lesions), ("candidates_V2.csv", candidates)):
+    for name, lines in (("annotations.csv", lesions), (LAST, candidates)):
         temporary = root / f".tmp-{name}"
         temporary.write_text("\n".join(lines) + "\n")
         temporary.replace(root / name)

@@ -95,7 +95,7 @@ def draw_pair(
     """
     pairs = [p for p in reachable_pairs(sizes, min_iou) if all(fits(size, shape, border) for size in p)]
     if not pairs:
-        raise DataError(_too_small(shape, sizes, border))
+        raise _too_small(shape, sizes, border)
     size_1, size_2 = pairs[rng.integers(len(pairs))]
     first = _anywhere(shape, size_1, rng, border)
     return first, _overlapping(first, size_2, shape, rng, min_iou, border)
@@ -111,7 +111,7 @@ def draw_pair_blind(
     """
     fitting = [size for size in sizes if fits(size, shape, border)]
     if not fitting:
-        raise DataError(_too_small(shape, sizes, border))
+        raise _too_small(shape, sizes, border)
     first, second = (_anywhere(shape, fitting[rng.integers(len(fitting))], rng, border) for _ in range(2))
     return first, second
 
@@ -134,7 +134,7 @@ def draw_local_anywhere(shape: Triple, sizes: Sequence[Triple], rng: np.random.G
     """
     fitting = [size for size in sizes if fits(size, shape)]
     if not fitting:
-        raise DataError(_too_small(shape, sizes, (0, 0, 0)))
+        raise _too_small(shape, sizes, (0, 0, 0))
     return _anywhere(shape, fitting[rng.integers(len(fitting))], rng)
 
 
@@ -196,12 +196,13 @@ def _by(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def _too_small(shape: Triple, sizes: Sequence[Triple], border: Triple) -> str:
+def _too_small(shape: Triple, sizes: Sequence[Triple], border: Triple) -> DataError:
     kept_free = f" with {_by(border)} kept free on each side" if any(border) else ""
     least = min(sizes, key=math.prod)
-    return (
+    return DataError(
         f"too small: the scan has {_by(shape)} voxels after resampling{kept_free}, "
-        f"and a crop of {_by(least)} must fit: leave it out"
+        f"and a crop of {_by(least)} must fit: leave it out",
+        slug="too_small",
     )
 
 
@@ -212,7 +213,7 @@ class _Plan(BaseModel):
 class CropPairs(_Plan):
     """Pairs of overlapping global crops with their local crops (PCRLv2, Fig. 5).
 
-    The defaults are recipe `paper`; `released()` is what the released code does. Each option can be set alone.
+    The defaults are recipe `paper`; recipe `released` is what the released code does. Each option can be set alone.
 
     pairs: kept a scan.
     global_sizes, local_sizes: voxels of the prepared grid (x, y, z), resized to global_shape and local_shape.
@@ -246,11 +247,6 @@ class CropPairs(_Plan):
     max_tries: PositiveInt = 1000
     border_mm: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (0, 0, 0)
     local_rule: Literal["inside", "corner"] = "inside"
-
-    @classmethod
-    def released(cls) -> "CropPairs":
-        """Recipe `released`: blind pairs, the inverted background rule, free borders, locals by their start corner."""
-        return cls(pair_rule="blind", background_rule="released", border_mm=(70, 70, 15), local_rule="corner")
 
     @property
     def group(self) -> str:
@@ -299,7 +295,9 @@ class CropPairs(_Plan):
         raise DataError(
             f"no acceptable crops: {counts['kept']} of {self.pairs} pairs after {judged} tries "
             f"({counts['refused_background']} refused for background, {counts['refused_iou']} for IoU): "
-            "leave the scan out"
+            "leave the scan out",
+            slug="no_crops",
+            counts=counts,
         )
 
     def _cut_globals(self, scan: Prepared, boxes: tuple[Box, Box]) -> Float64[np.ndarray, "2 x y z"] | None:
@@ -355,8 +353,8 @@ class CandidateBlocks(_Plan):
     negatives: of class 0, at most, a scan. side_mm: voxels of the prepared grid, which for CT are millimetres.
 
     Arrays (m candidates in the order of the data set's list): `blocks` (m, 1, side, side, side) int16, `world` (m, 3)
-    LPS mm, `label` (m,) uint8, `id` (m,) UTF-8 bytes; and `lesions` (k, 4), all annotated lesions of the scan: centre
-    LPS, diameter, mm.
+    LPS mm, `label` (m,) uint8, `id` (m,) UTF-8 bytes; and, as centre LPS and diameter in mm, `lesions` (k, 4), all
+    annotated lesions of the scan, and `excluded` (e, 4), its findings that count for nothing.
     """
 
     negatives: int = Field(default=20, ge=0)
@@ -372,7 +370,7 @@ class CandidateBlocks(_Plan):
         Counts: candidates_0 and candidates_1 (all that lie in the scan), candidates_outside (left out), and the cached
         ones: cached_0, cached_1.
         """
-        points, lesions = case.points, case.lesions
+        points = case.points
         world = points.world if points is not None else np.zeros((0, 3))
         label = points.label if points is not None else np.zeros(0, np.uint8)
         names = np.array([name.encode() for name in points.id] if points is not None else [], dtype=np.bytes_)
@@ -384,7 +382,8 @@ class CandidateBlocks(_Plan):
         for row, i in zip(blocks, chosen, strict=True):
             row[0] = block_at(scan, world[i], self.side_mm)
         arrays = {"blocks": blocks, "world": world[chosen], "label": label[chosen], "id": names[chosen]}
-        arrays["lesions"] = lesions if lesions is not None else np.zeros((0, 4))
+        for name, findings in (("lesions", case.lesions), ("excluded", case.excluded)):
+            arrays[name] = findings if findings is not None else np.zeros((0, 4))
         counts = Counter(candidates_0=len(negative), candidates_1=len(positive), candidates_outside=_count(~within))
         counts.update(cached_0=len(sample), cached_1=len(positive))
         return Drawn(arrays, counts)
@@ -423,7 +422,8 @@ def to_int16(values: Float[np.ndarray, "*s"]) -> Int16[np.ndarray, "*s"]:
     rounded = np.rint(values)
     if rounded.size and not (rounded.min() >= -32768 and rounded.max() <= 32767):  # also false for NaN
         raise DataError(
-            "bad values: voxels are not finite or beyond 16 bits after resampling: repair the scan or leave it out"
+            "bad values: voxels are not finite or beyond 16 bits after resampling: repair the scan or leave it out",
+            slug="bad_values",
         )
     return rounded.astype(np.int16)
 

@@ -13,7 +13,7 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.tables import patients_by, require_folder, safe_name
-from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume
+from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
 CITATION = "the user's own data"
@@ -92,6 +92,11 @@ def read(case: Case) -> Volume:
         DataError: see `volume_io.read_volume`.
     """
     return read_volume(case.path)
+
+
+def files(case: Case) -> list[Path]:
+    """What `read` reads: the image file and the file of voxels that it names, or the files of the DICOM folder."""
+    return volume_files(case.path)
 
 
 def _find(root: Path) -> Iterator[_Found]:

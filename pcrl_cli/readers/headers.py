@@ -16,7 +16,7 @@ from typing import IO, cast
 
 import numpy as np
 
-from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.errors import DataError, blame_reading
 
 MAX_AXIS = 4096
 MAX_VOXELS = 2**31
@@ -59,9 +59,11 @@ def check_file(path: Path) -> None:
     Raises:
         DataError: no such header; not one 3D image of numbers; a size that is absurd or differs from the file's; voxels
             outside the header's folder; a compressed stream that is torn; a NIfTI voxel that is not finite.
+        MachineError: it may not be read, or the disk or mount fails.
     """
     try:
-        declared = _parser(path)(path)
+        with blame_reading(path):
+            declared = _parser(path)(path)
     except (KeyError, ValueError, struct.error, zlib.error) as error:
         raise DataError(f"{path} has no readable image header ({error!r}): copy it again or leave it out.") from None
     except OSError as error:
@@ -72,6 +74,15 @@ def check_file(path: Path) -> None:
     _check_bytes(path, declared)
     if declared.floats:
         _check_finite(path, declared, np.dtype(declared.floats))
+
+
+def data_file(path: Path) -> Path:
+    """The file of voxels that a header names; the header itself where it can't be parsed (reading says why)."""
+    try:
+        with blame_reading(path):
+            return _parser(path)(path).data
+    except (DataError, OSError, KeyError, ValueError, struct.error, zlib.error):
+        return path
 
 
 def suffix(path: Path) -> str:
@@ -99,7 +110,9 @@ def _check_shape(path: Path, declared: Declared) -> None:
             f"{path} declares {size} voxels, more than {MAX_AXIS} an axis, 2^31 in all, or none: correct its header."
         )
     if min(shape) < 2:
-        raise DataError(f"{path} has {size} voxels, and a 3D scan needs 2 or more along each axis: leave it out.")
+        raise DataError(
+            f"{path} has {size} voxels, and a 3D scan needs 2 or more along each axis: leave it out.", slug="too_small"
+        )
 
 
 def _check_bytes(path: Path, declared: Declared) -> None:
@@ -152,7 +165,9 @@ def _check_finite(path: Path, declared: Declared, dtype: "np.dtype[np.floating]"
             left -= values.size
             bad += int(values.size - np.isfinite(values).sum())
     if bad:
-        raise DataError(f"{path} holds {bad} voxels that are NaN or infinite: repair it or leave it out.")
+        raise DataError(
+            f"{path} holds {bad} voxels that are NaN or infinite: repair it or leave it out.", slug="bad_values"
+        )
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -1,4 +1,6 @@
-"""LUNA16: chest CT as `subset*/SERIESUID.mhd`, nodules in `annotations.csv`, candidates in `candidates_V2.csv`."""
+"""LUNA16: chest CT as `subset*/SERIESUID.mhd` and three tables: `annotations.csv`, nodules; `candidates_V2.csv`,
+candidates; `annotations_excluded.csv`, findings that the challenge's score ignores.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +12,7 @@ from pcrl_cli.core.case import Case, Points
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.tables import patients_by, read_table, require_folder, safe_name
-from pcrl_cli.readers.volume_io import read_volume
+from pcrl_cli.readers.volume_io import read_volume, volume_files
 
 NAME = "luna"
 CITATION = (
@@ -24,6 +26,7 @@ MODALITY = "ct"
 
 _WHAT = "LUNA16 (its subset folders, annotations.csv and candidates_V2.csv)"
 _POSITION = ("coordX", "coordY", "coordZ")
+_NODULES, _EXCLUDED = "annotations.csv", "annotations_excluded.csv"
 
 
 def cases(root: Path, patients: Path | None = None, candidates: Path | None = None) -> list[Case]:
@@ -31,7 +34,8 @@ def cases(root: Path, patients: Path | None = None, candidates: Path | None = No
 
     A series counts as a patient of its own, unless `patients`, a CSV with the columns seriesuid and patient, names
     another. Candidates come from `candidates`, else from candidates_V2.csv or candidates.csv where one is there, and
-    are called UID#ROW, by their row in that table from 0; lesions come from annotations.csv where it is there.
+    are called UID#ROW, by their row in that table from 0; lesions come from annotations.csv and excluded findings from
+    annotations_excluded.csv, where these are there.
 
     Raises:
         DataError: no folder, nothing in it, no scan, one series twice, or a malformed table.
@@ -41,9 +45,9 @@ def cases(root: Path, patients: Path | None = None, candidates: Path | None = No
     patient_of = patients_by(Path(patients), ("seriesuid",), set(scans)) if patients else {}
     candidate_file = _candidate_file(root, candidates)
     points = _points(candidate_file, scans) if candidate_file else {}
-    lesions = _lesions(root / "annotations.csv", scans) if (root / "annotations.csv").is_file() else {}
+    lesions, excluded = (_findings(root / name, scans) for name in (_NODULES, _EXCLUDED))
     return [
-        Case(uid, patient_of.get(uid, uid), path, points.get(uid), lesions.get(uid))
+        Case(uid, patient_of.get(uid, uid), path, points.get(uid), lesions.get(uid), excluded.get(uid))
         for uid, path in sorted(scans.items())
     ]
 
@@ -57,12 +61,17 @@ def read(case: Case) -> Volume:
     return read_volume(case.path)
 
 
+def files(case: Case) -> list[Path]:
+    """What `read` reads: the header and the file of voxels that it names."""
+    return volume_files(case.path)
+
+
 def absent_rows(root: Path, cases: Iterable[Case], candidates: Path | None = None) -> dict[str, int]:
     """Rows of each table that belong to scans which are not among `cases`, by the table's file name.
 
     The official tables name all 888 scans, so with fewer of them on disk this is ordinary: no bad cases.
     """
-    tables = (_candidate_file(Path(root), candidates), Path(root) / "annotations.csv")
+    tables = (_candidate_file(Path(root), candidates), Path(root) / _NODULES, Path(root) / _EXCLUDED)
     here = {case.id for case in cases}
     return {
         table.name: int((~read_table(table, ["seriesuid"])["seriesuid"].isin(here)).sum())
@@ -109,7 +118,10 @@ def _points_of(uid: str, rows: pd.DataFrame) -> Points:
     return Points(world, rows["class"].to_numpy(np.uint8), tuple(f"{uid}#{row}" for row in rows.index))
 
 
-def _lesions(path: Path, uids: Iterable[str]) -> dict[str, np.ndarray]:
+def _findings(path: Path, uids: Iterable[str]) -> dict[str, np.ndarray]:
+    """Centre and diameter of each scan's findings; empty where there is no such table."""
+    if not path.is_file():
+        return {}
     columns = [*_POSITION, "diameter_mm"]
     table = read_table(path, ["seriesuid"], columns)
     groups = _by_scan(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.errors import DataError, blame_reading
 
 
 def require_folder(root: Path, what: str) -> Path:
@@ -52,7 +52,8 @@ def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> 
 def _load(path: Path) -> pd.DataFrame:
     """A CSV as text."""
     try:
-        return pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
+        with blame_reading(path):
+            return pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
     except FileNotFoundError:
         raise DataError(f"The table {path} is not there: check its path.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int16, Num
 
-from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.errors import DataError, blame_reading
 from pcrl_cli.data.volume import Volume, check
-from pcrl_cli.readers.headers import check_file, suffix
+from pcrl_cli.readers.headers import check_file, data_file, suffix
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -32,10 +32,12 @@ def read_volume(path: Path) -> Volume:
     Raises:
         DataError: the file is not there, is torn or lies about its size, or is no usable 3D scan; a DICOM series has
             missing, doubled, uneven or mixed slices.
+        MachineError: one of its files may not be read, or the disk or mount fails.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path} is not there: check the path.")
+    _try_to_read(volume_files(path))
     if path.is_dir():
         volume = _read_series(path, _only_series(path, _whole_series(path)))
     elif suffix(path) in SUFFIXES:
@@ -44,8 +46,36 @@ def read_volume(path: Path) -> Volume:
     else:
         uid = _series_uid(path)
         volume = _read_series(path.parent, _whole_series(path.parent).get(uid, [path]), uid)
-    check(volume)
+    _check(volume)
     return volume
+
+
+def volume_files(path: Path) -> list[Path]:
+    """The files that a scan is read from, sorted: of an image its header and its voxels; of a DICOM series what lies in
+    its folder and is no image of another format.
+    """
+    if not path.exists():
+        return []
+    if path.is_file() and suffix(path) in SUFFIXES:
+        return sorted(file for file in {path, data_file(path)} if file.is_file())
+    folder = path if path.is_dir() else path.parent
+    return sorted(f for f in folder.iterdir() if suffix(f) not in SUFFIXES and f.is_file() and f.name[0] != ".")
+
+
+def _try_to_read(files: list[Path]) -> None:
+    """The imaging library does not tell a file that it may not open from a torn one."""
+    for path in files:
+        with blame_reading(path), path.open("rb") as file:
+            file.read(1)
+
+
+def _check(volume: Volume) -> None:
+    """`check`, and whether it is the voxels or the geometry that it refuses."""
+    try:
+        check(volume)
+    except DataError as error:
+        finite = volume.array.dtype.kind != "f" or bool(np.isfinite(volume.array).all())
+        raise DataError(str(error), slug="bad_geometry" if finite else "bad_values") from None
 
 
 def dicom_series(folder: Path) -> dict[str, list[Path]]:
@@ -241,7 +271,7 @@ def _slice(file: Path) -> _Slice:
 def _check_alike(source: str, slices: list[_Slice]) -> None:
     """All slices have one size, one orientation and one spacing in the plane."""
     if len(slices) < 2:
-        raise DataError(f"{source} has one slice, and a 3D scan needs at least 2: leave it out.")
+        raise DataError(f"{source} has one slice, and a 3D scan needs at least 2: leave it out.", slug="bad_slices")
     first = slices[0]
     for other in slices[1:]:
         if other.size != first.size or other.size[2] != 1:
@@ -253,7 +283,8 @@ def _check_alike(source: str, slices: list[_Slice]) -> None:
         else:
             continue
         raise DataError(
-            f"{source} mixes slices of different {what} ({first.file.name} and {other.file.name}): separate them."
+            f"{source} mixes slices of different {what} ({first.file.name} and {other.file.name}): separate them.",
+            slug="bad_slices",
         )
 
 
@@ -265,19 +296,23 @@ def _check_even(source: str, slices: list[_Slice], normal: Float64[np.ndarray, "
     for i, step in enumerate(steps):
         pair = f"{slices[i].file.name} and {slices[i + 1].file.name}"
         if step <= UNEVEN * spacing or step <= 0:
-            raise DataError(f"{source} has two slices at one position ({pair}): remove one of them.")
+            raise DataError(f"{source} has two slices at one position ({pair}): remove one of them.", slug="bad_slices")
         if abs(step - spacing) > UNEVEN * spacing:
             missing = round(step / spacing) - 1
             if missing > 0 and abs(step / spacing - round(step / spacing)) <= UNEVEN * (missing + 1):
                 raise DataError(
                     f"{source} lacks {missing} slice{'s' * (missing > 1)} between {pair}: "
-                    "copy the series again or leave it out."
+                    "copy the series again or leave it out.",
+                    slug="bad_slices",
                 )
             raise DataError(
                 f"{source} has uneven slices, {step:g} mm between {pair} and {spacing:g} mm elsewhere: "
-                "resample it or leave it out."
+                "resample it or leave it out.",
+                slug="bad_slices",
             )
     aside = np.diff(position - np.outer(position @ normal, normal), axis=0)
     if np.linalg.norm(aside, axis=1).max() > UNEVEN * spacing:
-        raise DataError(f"{source} has slices shifted sideways (a tilted gantry): resample it or leave it out.")
+        raise DataError(
+            f"{source} has slices shifted sideways (a tilted gantry): resample it or leave it out.", slug="bad_slices"
+        )
     return float(steps.mean())

@@ -1,7 +1,7 @@
 """What a training step costs: counted on meta tensors, no arithmetic done, and timed against this machine's rate."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -9,17 +9,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pcrl_cli.core.learner import Progress, Views
 from pcrl_cli.core.rng import Stream
+from pcrl_cli.data.cache import Cache
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Cached arrays by name: views, channels, x, y, z of one item."""
 
-def step_flops(config: Config, batch: int, scale: int | None = None) -> float:
-    """FLOP of one forward and backward pass of PCRLv2 at the paper's view sizes.
+PAPER: Shapes = {"globals": (2, 1, 64, 64, 32), "locals_sub": (6, 1, 16, 16, 16), "locals_multi": (6, 1, 16, 16, 16)}
+
+
+def item_shapes(cache: Cache, group: str) -> Shapes:
+    """The shape of one item of every array of a group, from the records alone."""
+    arrays = next(r["arrays"][group] for r in cache.manifest["cases"] if group in r["arrays"])
+    return {name: tuple(facts["shape"][1:]) for name, facts in arrays.items()}
+
+
+def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Shapes = PAPER) -> float:
+    """FLOP of one forward and backward pass of PCRLv2.
 
     scale: the drawn one; None: the mean over all that may be drawn.
+    shapes: of the cached pairs; the paper's by default.
     """
     if scale is None:
         scales = sorted({*config.restore_at, *config.compare_at})
-        return sum(step_flops(config, batch, s) for s in scales) / len(scales)
+        return sum(step_flops(config, batch, s, shapes) for s in scales) / len(scales)
     only = config.model_copy(
         update={
             "restore_scales": (scale,) if config.restore_at else (),
@@ -27,9 +40,9 @@ def step_flops(config: Config, batch: int, scale: int | None = None) -> float:
         }
     )
     with torch.device("meta"):
-        learner = PCRLv2(config, 1, (1.0, 0.0)).train()
-        views = _views(batch, config)
-    views["scales"] = draw_scales(only, Stream.of("cost"), 0 if config.crop == "none" else 6)
+        learner = PCRLv2(config, shapes["globals"][1], (1.0, 0.0)).train()
+        views = _views(batch, config, shapes)
+    views["scales"] = draw_scales(only, Stream.of("cost"), views["l"].shape[1] if "l" in views else 0)
     counter = FlopCounterMode(display=False)
     with counter:
         terms = learner.losses(views, Progress(0, 1))
@@ -37,10 +50,10 @@ def step_flops(config: Config, batch: int, scale: int | None = None) -> float:
     return float(counter.get_total_flops())
 
 
-def _views(batch: int, config: Config) -> Views:
-    views: Views = {"x": torch.zeros(batch, 2, 1, 64, 64, 32), "g": torch.zeros(batch, 2, 1, 64, 64, 32)}
+def _views(batch: int, config: Config, shapes: Shapes) -> Views:
+    views: Views = {name: torch.zeros(batch, *shapes["globals"]) for name in ("x", "g")}
     if config.crop != "none":
-        views["l"] = torch.zeros(batch, 6, 1, 16, 16, 16)
+        views["l"] = torch.zeros(batch, *shapes[f"locals_{config.crop}"])
     return views
 
 

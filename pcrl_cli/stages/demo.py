@@ -4,7 +4,9 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pcrl_cli.core import files
 from pcrl_cli.core.config import Layer
+from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.phantoms import chest
 from pcrl_cli.stages.evaluate import EvaluateResult, evaluate
@@ -45,6 +47,9 @@ def demo(
 
     Everything lies in `out`, a workspace; the same call again continues or does nothing. The numbers show that the chain
     runs, not that pre-training helps: the phantoms are few and simple.
+
+    Raises:
+        ConfigError: `out` holds other scans.
     """
     listener, workspace, seconds = listener or Listener(), Workspace(out), dict[str, float]()
 
@@ -53,10 +58,7 @@ def demo(
         return time.perf_counter()
 
     clock = time.perf_counter()
-    raw = workspace.data("luna")
-    listener.begin("making phantoms", patients, "patients")
-    chest.make(raw, patients, seed, progress=lambda done, total: listener.advance(done))
-    listener.end()
+    _make_phantoms(workspace.data("luna"), patients, seed, listener)
     clock = timed("phantoms", clock)
     prepared = prep("luna", workspace=workspace, listener=listener, layers=[_layer(seed=seed)])
     assert isinstance(prepared, PrepResult)
@@ -111,6 +113,28 @@ def demo(
         report=report.report,
         seconds=seconds,
     )
+
+
+def _make_phantoms(raw: Path, patients: int, seed: int, listener: Listener) -> None:
+    """Makes the scans unless they are there; `phantoms.json`, written first, says which a folder is for.
+
+    Raises:
+        ConfigError: the folder holds other scans.
+    """
+    note, wanted = raw / "phantoms.json", {"patients": patients, "seed": seed, "version": chest.VERSION}
+    found = files.read_json(note) if note.exists() else None
+    if found != wanted and raw.exists() and any(raw.iterdir()):
+        what = f"phantoms of other settings ({found})" if found is not None else "scans that this command did not make"
+        raise ConfigError(f"{raw} holds {what}; choose another --out")
+    if found == wanted and (raw / chest.LAST).exists():
+        return
+    raw.mkdir(parents=True, exist_ok=True)
+    files.write_json(note, wanted)
+    listener.begin("making phantoms", patients, "patients")
+    try:
+        chest.make(raw, patients, seed, progress=lambda done, total: listener.advance(done))
+    finally:
+        listener.end()
 
 
 def _layer(**values: Any) -> Layer:

@@ -23,20 +23,23 @@ from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.volume import Intensity, prepare
 from pcrl_cli.engine.run import Run, unseal
+from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import Device, resolve_device
 from pcrl_cli.pure.crops import block_at, contains
 from pcrl_cli.pure.froc import Froc, ScanFindings, froc
 from pcrl_cli.pure.metrics import Interval, clustered_bootstrap, delong
 from pcrl_cli.readers import READERS
-from pcrl_cli.stages import training
+from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.finetune import FinetuneSettings, build_task
 from pcrl_cli.stages.predictions import Predictions, predict_blocks, predict_part
 from pcrl_cli.stages.report import EVALUATION, evaluation_report
 from pcrl_cli.stages.results import Result
+from pcrl_cli.stages.weights import unfinished
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
 
 SplitName = Literal["train", "val", "test", "all"]
+FEW = 10
 CHUNK = 64
 """Candidates that are cut from a scan at a time, to bound memory."""
 
@@ -94,8 +97,10 @@ class Scored:
 
     predictions: Predictions
     lesions: dict[str, np.ndarray]
-    complete: bool
-    """Every candidate of every scan is among the predictions."""
+    excluded: dict[str, np.ndarray]
+    """By case: findings that count neither way."""
+    gap: str | None
+    """Why FROC is not defined: what of the part is not among the predictions."""
 
 
 def evaluate(
@@ -126,21 +131,23 @@ def evaluate(
     folder = run or workspace.find_run("finetune", task)
     opened_run = Run.load(folder)
     settings = _settings(opened_run, folder, task)
-    own = _own_cache(opened_run)
+    own = _own_cache(opened_run, needed=cache is None)
     opened = training.open_verified(cache or own, workspace.root / "runs" / ".verified.json")
     module = find("task", settings.task, TASKS)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     external = opened.path.resolve() != own
     same = training.manifest_digest(opened) == opened_run.record["cache_fingerprint"]
     notes = _leaks(opened_run, opened, split, settings, external and not same) + _differences(opened_run, opened)
+    notes += unfinished(folder) + _few(opened, split) + _froc_notes(opened)
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
     model = _load(opened_run, settings, opened).to(where).eval()
-    scored = (
-        _score_all(model, opened, module.GROUP, split, where, listener)
-        if all_candidates
-        else _score(model, opened, module.GROUP, split, where)
-    )
+    with tf32(False):  # the same numbers on every card
+        scored = (
+            _score_all(model, opened, module.GROUP, split, where, listener)
+            if all_candidates
+            else _score(model, opened, module.GROUP, split, where)
+        )
     name = f"{split}-{opened.path.name}" if external else split
     out = folder / "evaluation" / (f"{name}-all" if all_candidates else name)
     result, curve = _result(folder, out, opened_run, settings, opened, split, scored, notes)
@@ -174,15 +181,23 @@ def _load(run: Run, settings: FinetuneSettings, cache: Cache) -> Task:
     return model
 
 
-def _own_cache(run: Run) -> Path:
-    """The cache that the run was trained on.
+def _own_cache(run: Run, needed: bool) -> Path:
+    """The cache that the run was trained on; of its name in the same workspace where that was copied or renamed.
 
     Raises:
-        ConfigError: training never began, so there is nothing to evaluate.
+        ConfigError: training never began, so there is nothing to evaluate; or the cache is needed and gone.
     """
     if "cache" not in run.record or not run.checkpoints:
         raise ConfigError(f"{run.folder} holds no weights yet; run its `pcrl finetune` command again to go on")
-    return Path(run.record["cache"])
+    path = Path(run.record["cache"])
+    moved = run.folder.resolve().parent.parent / "cache" / path.name
+    if not path.exists() and moved.exists():
+        return moved
+    if needed and not path.exists():
+        raise ConfigError(
+            f"the cache of {run.folder}, {path}, is gone; give its new place: pcrl evaluate {run.folder} CACHE"
+        )
+    return path
 
 
 def _differences(run: Run, cache: Cache) -> list[str]:
@@ -196,27 +211,47 @@ def _differences(run: Run, cache: Cache) -> list[str]:
 def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings, external: bool) -> list[str]:
     """Patients of the part that pre-training or fine-tuning saw; the rule of `finetune`, for external tests too.
 
-    external: the cache is not the run's own, where the parts `train` and `all` hold its patients by definition.
+    external: the cache is not the run's own, where the parts `train` and `all` hold its patients by definition, and
+    `val` those that chose the epoch.
 
     Raises:
         ConfigError: there are some, and the run was not made with --allow-overlap.
     """
+    known, names = _trained_on(run).patients, cache.split.part(split)
     if split in ("train", "all") and not external:
         return [
             f"the {split} part holds patients that the run was trained on: these numbers say nothing about new patients"
         ]
-    names = training.patient_names(cache, cache.split.part(split))
-    seen = set(_trained_on(run).patients.seen(names))
-    if run.record["weights_contract"]:
-        seen |= set(Contract.model_validate(run.record["weights_contract"]).patients.seen(names))
+    chosen = ["the epoch was chosen by this part, so its numbers are optimistic"]
+    notes = chosen if split == "val" and not external and known.selected else []
+    seen = patients.seen(known, cache, names, selected_too=external)
     if not seen:
-        return []
-    text = f"{len(seen)} of {len(names)} patients of the {split} part of {cache.path} were trained on"
+        return notes
+    text = (
+        f"{len(seen)} of {len(names)} patients of the {split} part of {cache.path} were trained on, or chose the epoch"
+    )
     if settings.allow_overlap:
-        return [f"{text}: a leak, allowed by --allow-overlap"]
+        return [*notes, f"{text}: a leak, allowed by --allow-overlap"]
     raise ConfigError(
         f"{text}, so the score would be a leak; evaluate on another part, or fine-tune with --allow-overlap"
     )
+
+
+def _few(cache: Cache, split: SplitName) -> list[str]:
+    """A bootstrap over a handful of patients has too few ways to be drawn."""
+    n = len(cache.patients(split))
+    return (
+        [f"{n} patients: the interval by patient says little, and no comparison with the paper does"] if n < FEW else []
+    )
+
+
+def _froc_notes(cache: Cache) -> list[str]:
+    """What LUNA16's rule needs and the data set lacked."""
+    if cache.manifest.get("excluded_findings", True):
+        return []
+    return [
+        "annotations_excluded.csv was not there: findings that LUNA16 ignores count as false positives in FROC and CPM"
+    ]
 
 
 def _trained_on(run: Run) -> Contract:
@@ -229,9 +264,26 @@ def _score(task: Task, cache: Cache, group: str, split: SplitName, device: torch
     """The cached candidates of a part."""
     cases = cache.cases(split)
     predictions = predict_part(task, cache, group, cases, device)
-    lesions = {case: cache.read(group, ("lesions",), [case]).arrays["lesions"] for case in cases}
+    lesions = {case: _rows(cache, group, "lesions", case) for case in cases}
+    excluded = {case: _rows(cache, group, "excluded", case) for case in cases}
     counts = [cache.records[case]["counts"][group] for case in cases]
-    return Scored(predictions, lesions, all(c["cached_0"] == c["candidates_0"] for c in counts))
+    complete = all(c["cached_0"] == c["candidates_0"] for c in counts)
+    gap = None if complete else "not all candidates of this part are cached; use --all-candidates"
+    return Scored(predictions, lesions, excluded, _refused(cache, split) or gap)
+
+
+def _rows(cache: Cache, group: str, array: str, case: str) -> np.ndarray:
+    """A (k, 4) array of one case; of none where the cache does not hold it."""
+    if array not in cache.records[case]["arrays"].get(group, {}):
+        return np.zeros((0, 4))
+    return cache.read(group, (array,), [case]).arrays[array]
+
+
+def _refused(cache: Cache, split: SplitName) -> str | None:
+    """Scans of the part that could not be prepared are missing from nodules and scans alike."""
+    part = set(cache.split.part(split))
+    gone = [r["case"] for r in cache.manifest.get("refused", []) if r["patient"] in part]
+    return f"{len(gone)} scans of this part could not be prepared ({gone[0]}, ...)" if gone else None
 
 
 def _score_all(
@@ -252,13 +304,18 @@ def _score_all(
     intensity = Intensity.model_validate(m["settings"]["intensity"])
     side = int(m["settings"]["candidates"]["side_mm"])
     listener.begin("scoring all candidates", len(wanted), "scans")
-    parts, lesions = [], {}
+    parts, lesions, excluded = [], dict[str, np.ndarray](), dict[str, np.ndarray]()
     for done, name in enumerate(wanted, start=1):
         parts.append(_score_scan(task, reader.read(found[name]), found[name], intensity, m["spacing_mm"], side, device))
-        lesions[name] = found[name].lesions if found[name].lesions is not None else np.zeros((0, 4))
+        lesions[name] = _or_none(found[name].lesions)
+        excluded[name] = _or_none(found[name].excluded)
         listener.advance(done)
     listener.end()
-    return Scored(_join(parts), lesions, True)
+    return Scored(_join(parts), lesions, excluded, _refused(cache, split))
+
+
+def _or_none(findings: np.ndarray | None) -> np.ndarray:
+    return findings if findings is not None else np.zeros((0, 4))
 
 
 def _score_scan(
@@ -323,7 +380,7 @@ def _result(
             sensitivity_at=None,
             scans=len(scored.lesions),
             nodules=sum(map(len, scored.lesions.values())),
-            reason="not all candidates of this part are cached; use --all-candidates",
+            reason=scored.gap,
         )
     )
     result = EvaluateResult(
@@ -351,13 +408,15 @@ def _result(
 
 def _froc(scored: Scored) -> Froc | None:
     """Over all scans of the part, only where every candidate was scored."""
-    if not scored.complete:
+    if scored.gap is not None:
         return None
     p, case = scored.predictions, np.array(scored.predictions.case)
     scans = []
     for name, lesions in scored.lesions.items():
         rows = case == name if len(case) else np.zeros(0, bool)
-        scans.append(ScanFindings(p.world[rows], p.probability[rows].astype(np.float64), lesions))
+        scans.append(
+            ScanFindings(p.world[rows], p.probability[rows].astype(np.float64), lesions, scored.excluded[name])
+        )
     return froc(scans)
 
 
@@ -373,6 +432,13 @@ def _csv(p: Predictions) -> bytes:
 METRICS = ("auroc", "cpm")
 
 
+def check_thresholds(fail_under: Mapping[str, float]) -> None:
+    """Refuses an unknown metric or a value outside [0, 1], before any work is done."""
+    for name, least in fail_under.items():
+        if name not in METRICS or not 0 <= least <= 1:
+            raise UsageError(f"--fail-under is {' or '.join(METRICS)}, and a number from 0 to 1, not {name}={least:g}")
+
+
 def require(result: EvaluateResult, fail_under: Mapping[str, float]) -> None:
     """Holds a written result against least values.
 
@@ -382,10 +448,9 @@ def require(result: EvaluateResult, fail_under: Mapping[str, float]) -> None:
     Raises:
         UsageError: an unknown metric. ThresholdError: a metric is under its threshold, or null.
     """
+    check_thresholds(fail_under)
     values = {"auroc": (result.auroc.value, result.auroc.reason), "cpm": (result.froc.cpm, result.froc.reason)}
     for name, least in fail_under.items():
-        if name not in values:
-            raise UsageError(f"--fail-under knows {' and '.join(METRICS)}, not {name!r}")
         value, reason = values[name]
         if value is None:
             raise ThresholdError(

@@ -1,5 +1,6 @@
 """An encoder to take away, with its contract and a model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -9,7 +10,7 @@ from pcrl_cli.core.errors import ConfigError, UsageError
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.transfer import Format, write_weights
 from pcrl_cli.stages.results import Result
-from pcrl_cli.stages.weights import weights_of
+from pcrl_cli.stages.weights import unfinished, weights_of
 
 SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
 
@@ -24,6 +25,7 @@ class ExportResult(Result):
     parameters: int
     sha256: str
     contract: Contract
+    notes: list[str]
 
 
 def export(
@@ -44,7 +46,7 @@ def export(
     if to.exists() and not overwrite:
         raise UsageError(f"{to} exists; name another file, or --overwrite")
     weights = weights_of(source)
-    contract = weights.contract
+    contract, notes = weights.contract, unfinished(source)
     encoder = build_encoder(contract.architecture, contract.domain.channels)
     missing = sorted(encoder.state_dict().keys() - weights.tensors.keys())
     if missing:
@@ -58,7 +60,7 @@ def export(
     card = to.with_name(to.name + ".md")
     parameters = sum(p.numel() for p in encoder.parameters())
     digest = files.sha256_file(to)
-    files.write_atomic(card, model_card(to, contract, parameters, digest).encode())
+    files.write_atomic(card, model_card(to, contract, parameters, digest, notes).encode())
     return ExportResult(
         source=source,
         file=to,
@@ -68,16 +70,18 @@ def export(
         parameters=parameters,
         sha256=digest,
         contract=contract,
+        notes=notes,
     )
 
 
-def model_card(file: Path, contract: Contract, parameters: int, sha256: str) -> str:
+def model_card(file: Path, contract: Contract, parameters: int, sha256: str, notes: Sequence[str] = ()) -> str:
     """What a person who finds the file should know."""
     a, d = contract.architecture, contract.domain
     window = f", clipped to [{d.intensity['hu_min']:g}, {d.intensity['hu_max']:g}] HU" if d.intensity else ""
     return f"""# {file.name}
 
 Encoder of {contract.method} (recipe {contract.recipe}) after {contract.steps} steps, written by pcrl {contract.pcrl}.
+{" ".join(notes)}
 
 | | |
 |---|---|

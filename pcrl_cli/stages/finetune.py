@@ -17,15 +17,14 @@ from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.core.learner import Learner, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
-from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.loader import CacheOn, Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, resolve_device
+from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.transfer import Weights, load_encoder
 from pcrl_cli.pure.metrics import auroc
-from pcrl_cli.stages import training
+from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.predictions import predict_part
 from pcrl_cli.stages.report import finetune_report
 from pcrl_cli.stages.results import Plan, Result
@@ -47,6 +46,7 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
     ratio: float = Field(1.0, gt=0, le=1, description="share of the training patients whose labels are used")
     width: int | None = Field(None, ge=1, description="from the weights; without weights 32")
     poolings: int | None = Field(None, ge=1, description="from the weights; without weights 5")
+    weights: str | None = Field(None, description="run or file to start from; none: from scratch")
     allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
 
 
@@ -114,30 +114,54 @@ def finetune(
     """
     listener, workspace = listener or Listener(), workspace or Workspace()
     settings = finetune_settings(task, recipe, layers)[0]
-    module, task = find("task", settings.task, TASKS), settings.task
+    if weights is not None:
+        settings = settings.model_copy(update={"weights": str(weights.resolve())})
+    where = resolve_device(device)
+    with training.joined(where) as world:
+        return _finetune(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
+
+
+def _finetune(
+    settings: FinetuneSettings,
+    cache: Path | None,
+    out: Path | None,
+    workspace: Workspace,
+    device: torch.device,
+    cache_on: CacheOn,
+    overwrite: bool,
+    dry_run: bool,
+    world: World,
+    listener: Listener,
+) -> FinetuneResult | Plan:
+    """One rank's part. What can be refused is refused before the run's folder is made."""
+    listener = listener if world.talks else Listener()
+    module = find("task", settings.task, TASKS)
     path = cache or workspace.find_cache(3, module.GROUP)
-    opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
-    training.require_group(opened, module.GROUP, f"task {task}")
-    loaded = weights_of(weights) if weights else None
+    opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
+    training.require_group(opened, module.GROUP, f"task {settings.task}")
+    training.note_partial(opened, listener)
+    loaded = weights_of(Path(settings.weights)) if settings.weights else None
+    architecture_of(settings, loaded)
     start = loaded.contract.model_dump_json() if loaded else "scratch"
     inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
-    fingerprint = training.run_fingerprint("finetune", settings, *inputs)
-    out = out or workspace.run("finetune", task, fingerprint)
-    architecture_of(settings, loaded)
+    found = {"width": None, "poolings": None} if loaded else {}  # the weights' own, by now
+    decisive = settings.model_copy(update={"weights": None, **found})  # their content decides, not their place
+    fingerprint = training.run_fingerprint("finetune", decisive, *inputs)
+    out = out or workspace.run("finetune", settings.task, fingerprint)
     overlap = check_overlap(loaded, opened, settings, listener)
     if dry_run:
-        figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": str(weights or "scratch")}
+        figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": settings.weights or "scratch"}
         state = training.state_of(out, fingerprint)
         return Plan(verb="finetune", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
-    where = resolve_device(device)
     done = None
     if not overwrite:
-        done = training.finished_result(out, "finetune", settings, fingerprint, FinetuneResult)
+        look = partial(training.finished_result, out, "finetune", settings, fingerprint, FinetuneResult)
+        done = world.first(look, look)
     if done is not None:
         listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
         return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
-    return _train(settings, opened, loaded, overlap, open_run, out, where, cache_on, listener)
+    return _train(settings, opened, loaded, overlap, open_run, out, device, cache_on, world, listener)
 
 
 def _train(
@@ -149,17 +173,18 @@ def _train(
     out: Path,
     device: torch.device,
     cache_on: CacheOn,
+    world: World,
     listener: Listener,
 ) -> FinetuneResult:
-    world, module = World.join(device), find("task", settings.task, TASKS)
-    listener = listener if world.talks else Listener()
+    require_trainable(settings.train, device)
+    module = find("task", settings.task, TASKS)
     architecture = architecture_of(settings, weights)
     task = build_task(settings, architecture, cache)
     report = load_encoder(task.encoder, weights, training.domain_of(cache)) if weights else None
     for line in report.differences if report else []:
         listener.say(f"transfer: {line}")
-    patients = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
-    cases = cache.cases(patients=patients)
+    labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
+    cases = cache.cases(patients=labelled)
     labels = _labels(cache, module.GROUP, cases, settings)
     train = settings.train
     loader = Loader(
@@ -175,7 +200,7 @@ def _train(
         rank=world.rank,
         ranks=world.size,
     )
-    _try_views(task, cache, module.GROUP, module.ARRAYS, cases)
+    training.try_views(task, cache, module.GROUP, module.ARRAYS, cases)
     run = training.open_together(world, open_run, out)
     if world.talks:
         run.write_record(
@@ -186,9 +211,10 @@ def _train(
             weights_contract=weights.contract.model_dump(mode="json") if weights else None,
             overlap=overlap,
         )
-    seen = _seen(weights, cache, patients, run.record["fingerprint"])
-    contract = training.contract_of(cache, architecture, seen, f"task {settings.task}", settings.recipe, 0)
     can_validate, kept = _validation(cache, module.GROUP)
+    selected = cache.split.val if can_validate else ()
+    seen = _seen(weights, cache, labelled, selected, run.record["fingerprint"])
+    contract = training.contract_of(cache, architecture, seen, f"task {settings.task}", settings.recipe, 0)
 
     def validate(learner: Learner, step: int) -> dict[str, float | None]:
         assert isinstance(learner, Task)
@@ -209,7 +235,7 @@ def _train(
     )
     counts = {"nodules": int(labels.sum()), "others": int((labels == 0).sum())}
     listener.say(
-        f"task {settings.task} from {weights.path if weights else 'scratch'}: {len(patients)} labelled patients, "
+        f"task {settings.task} from {weights.path if weights else 'scratch'}: {len(labelled)} labelled patients, "
         f"{counts['nodules']} nodules and {counts['others']} others, {trainer.steps} steps of {train.batch} on {device.type}"
     )
     if not can_validate:
@@ -220,7 +246,7 @@ def _train(
         task=settings.task,
         start=str(weights.path) if weights else "scratch",
         ratio=settings.ratio,
-        labelled_patients=len(patients),
+        labelled_patients=len(labelled),
         candidates=counts,
         kept=kept,
         best_validation=outcome.best["value"] if outcome.best else None,
@@ -280,13 +306,9 @@ def check_overlap(
     """
     if weights is None:
         return {}
-    patients = weights.contract.patients
-    labelled = list(cache.split.first(settings.ratio))
-    overlap = {
-        "labelled": len(patients.seen(training.patient_names(cache, labelled))),
-        "val": len(patients.seen(training.patient_names(cache, cache.split.val))),
-        "test": len(patients.seen(training.patient_names(cache, cache.split.test))),
-    }
+    parts = {"labelled": cache.split.first(settings.ratio), "val": cache.split.val, "test": cache.split.test}
+    known = weights.contract.patients
+    overlap = {name: len(patients.seen(known, cache, part)) for name, part in parts.items()}
     leaked = overlap["val"] + overlap["test"]
     if leaked and not settings.allow_overlap:
         raise ConfigError(
@@ -313,12 +335,14 @@ def _notes(overlap: dict[str, int]) -> list[str]:
     return notes
 
 
-def _seen(weights: Weights | None, cache: Cache, patients: Sequence[str], salt: str) -> Patients:
-    """The labelled patients, and those that the weights carry already, when their hashes can be joined."""
-    own = Patients.of(training.patient_names(cache, patients), weights.contract.patients.salt if weights else salt)
+def _seen(
+    weights: Weights | None, cache: Cache, labelled: Sequence[str], selected: Sequence[str], salt: str
+) -> Patients:
+    """The labelled patients, those that choose the epoch, and those that the weights carry already."""
     if weights is None:
-        return own
-    return Patients(salt=own.salt, hashes=tuple(sorted({*own.hashes, *weights.contract.patients.hashes})))
+        return patients.hashed(cache, labelled, salt, selected)
+    before = weights.contract.patients
+    return before.joined(patients.hashed(cache, labelled, before.salt, selected))
 
 
 def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSettings) -> np.ndarray:
@@ -329,17 +353,6 @@ def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSe
             f"{int((labels == 0).sum())} others, so there is nothing to learn; raise --ratio or prepare more scans"
         )
     return labels
-
-
-def _try_views(task: Task, cache: Cache, group: str, arrays: Sequence[str], cases: Sequence[str]) -> None:
-    """Makes the views of one sample, so that what cannot be cut from the cache is refused before anything is written.
-
-    Raises:
-        ConfigError: the task's settings do not fit the cached arrays.
-    """
-    one = cache.read(group, arrays, cases, rows=np.zeros(1, np.int64)).arrays
-    batch = {name: torch.from_numpy(array) for name, array in one.items()}
-    task.views(batch, Rng.at(0, 0, torch.zeros(1, dtype=torch.int64)))
 
 
 def _validation(cache: Cache, group: str) -> tuple[bool, str]:

@@ -47,7 +47,7 @@ def _looks_like_weights(path: Path) -> bool:
 
 def _cache(path: Path) -> dict[str, Any]:
     cache = open_cache(path)
-    checked = cache.verify("quick")
+    cache.verify("quick")
     m = cache.manifest
     keep = ("dim", "modality", "spacing_mm", "recipe", "groups", "fingerprint", "data", "bad_cases", "totals", "pcrl")
     patients = Counter({part: len(cache.patients(part)) for part in ("train", "val", "test")})
@@ -56,7 +56,7 @@ def _cache(path: Path) -> dict[str, Any]:
         **{key: m[key] for key in keep if key in m},
         "patients": dict(patients),
         "licence": m["reader"]["license"],
-        "shards of the recorded size": len(m["cases"]) if checked is not None else 0,
+        "shards": f"{len(m['cases'])} of {m.get('scans', len(m['cases']))} scans",
     }
 
 

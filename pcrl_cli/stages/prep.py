@@ -48,7 +48,14 @@ class PrepSettings(Settings):
 
 
 class PrepResult(Result):
-    """`cases`: per case tried, kept, refused by reason; `totals` sums them; `bad_cases`: reasons; `notes`: the reader's."""
+    """What was prepared.
+
+    made, skipped, bad, bad_cases: of this call; `bad_cases` are the refused scans and why.
+    cases: of the whole cache, per case what was tried, kept and refused by reason; `totals` sums them.
+    refused: of the whole cache, how many scans by kind of refusal (`core.errors.DataError` lists the kinds).
+    refused_counts: the same counts as in `cases`, of refused scans that came as far as drawing.
+    notes: the reader's remarks.
+    """
 
     schema_name: ClassVar[str] = "pcrl.prep/1"
     cache: Path
@@ -59,6 +66,8 @@ class PrepResult(Result):
     cases: dict[str, dict[str, Any]]
     totals: dict[str, Any]
     bad_cases: dict[str, str]
+    refused: dict[str, int]
+    refused_counts: dict[str, dict[str, Any]]
     notes: list[str]
     patients: dict[str, int]
     bytes: int
@@ -89,7 +98,6 @@ def prep(
     jobs: int | Literal["auto"] = "auto",
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
-    max_bad: float = 0.05,
     patients: Path | None = None,
     candidates: Path | None = None,
     dry_run: bool = False,
@@ -102,32 +110,41 @@ def prep(
         name: of a reader: luna, folder.
         data, out: default to the workspace's data/NAME and cache/NAME.
         limit: only the first so many cases. shard: (i, n), this process's share, i from 1.
-        max_bad: share of the tried cases that may be unusable.
         patients: CSV that groups scans by patient. candidates: CSV in place of candidates_V2.csv.
 
     Raises:
-        ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache.
-        UsageError: overwrite together with shard. DataError: nothing to read, or too many bad cases.
+        ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache; settings that
+            this data set has no use for.
+        UsageError: overwrite together with shard. DataError: nothing to read. Bad scans are in the result: see `require`.
     """
     began, listener, workspace = time.perf_counter(), listener or Listener(), workspace or Workspace()
-    settings = prep_settings(name, recipe, layers)[0]
+    settings, origin = prep_settings(name, recipe, layers)
     if overwrite and shard is not None:
         raise UsageError("--overwrite with --shard would delete the other shards' work; remove the cache by hand first")
     data, out = data or workspace.data(name), out or workspace.cache(name)
     reader = find("data set", name, READERS)
     cases = _cases(reader, data, patients, candidates)
     plans = _plans(settings, cases)
+    _check_used(settings, origin, reader, plans, data)
     header = _header(settings, reader, plans, data, patients, candidates)
-    state = _state(out, settings_of(plans, header, settings.seed), header, overwrite)
+    header["excluded_findings"] = any(case.excluded is not None for case in cases)
+    header["scans"] = len(cases)
+    state = _state(out, settings_of(plans, header, settings.seed), header, cases, overwrite)
     chosen = cases[:limit]
     workers = auto_jobs(PEAK_BYTES) if jobs == "auto" else jobs
-    share = 1 if shard is None else 1 / shard[1]
+    i, n = shard or (1, 1)
+    mine = chosen[i - 1 :: n]
+    known = set() if overwrite else {record["case"] for record in (_manifest(out) or {}).get("cases", [])}
+    missing = [case for case in mine if case.id not in known]
     figures = {
         "scans": len(cases),
-        "to prepare": round(len(chosen) * share),
+        "there already": len(mine) - len(missing),
+        "to prepare": len(missing),
         "processes": workers,
-        "gigabytes": round(_bytes(plans, chosen) * share / 1e9, 2),
+        "gigabytes": round(_bytes(plans, missing) / 1e9, 2),
     }
+    if state == "to be continued" and not missing:
+        state = "finished, if no scan has changed"
     if dry_run:
         return Plan(verb="prep", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
     listener.say(
@@ -145,8 +162,7 @@ def prep(
         refused.extend([case] if status == "refused" else [])
         listener.advance(done, **{"left out": float(len(refused))})
 
-    i, n = shard or (1, 1)
-    listener.begin("preparing", len(chosen[i - 1 :: n]), "scans")
+    listener.begin("preparing", len(mine), "scans")
     try:
         result = build_cache(
             chosen,
@@ -157,10 +173,10 @@ def prep(
             jobs=workers,
             shard=shard,
             seed=settings.seed,
-            max_bad=max_bad,
             progress=progress,
             patients={case.patient for case in cases},
             root=data,
+            files=reader.files,
         )
     finally:
         listener.end()
@@ -176,10 +192,28 @@ def prep(
         cases={r["case"]: r["counts"] for r in result.manifest["cases"]},
         totals=result.manifest["totals"]["counts"],
         bad_cases=result.bad,
+        refused=result.manifest["totals"]["refused"],
+        refused_counts={r["case"]: r["counts"] for r in result.manifest["refused"] if r["counts"]},
         notes=notes,
         patients={"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         bytes=result.manifest["totals"]["bytes"],
         seconds=round(time.perf_counter() - began, 2),
+    )
+
+
+def require(result: PrepResult, max_bad: float) -> None:
+    """Ends a command whose scans are worse than allowed; everything good is sealed by then.
+
+    Raises:
+        DataError: more than max_bad of the scans that this call looked at were refused.
+    """
+    tried = result.made + result.skipped + result.bad
+    if result.bad <= max_bad * tried:
+        return
+    first, reason = min(result.bad_cases.items())
+    raise DataError(
+        f"{result.bad} of {tried} scans could not be used, more than --max-bad {max_bad:g} allows "
+        f"(the first: {first}: {reason}): see {result.cache / 'bad_cases.jsonl'}; the good ones are prepared"
     )
 
 
@@ -203,6 +237,27 @@ def _cases(reader: ModuleType, data: Path, patients: Path | None, candidates: Pa
 def _plans(settings: PrepSettings, cases: list[Case]) -> list[CropPlan]:
     """Pairs always; candidates where the data set has some."""
     return [settings.pairs, settings.candidates] if any(case.points is not None for case in cases) else [settings.pairs]
+
+
+def _check_used(
+    settings: PrepSettings, origin: dict[str, str], reader: ModuleType, plans: list[CropPlan], data: Path
+) -> None:
+    """Refuses settings that would change nothing, or make nonsense, with this data set.
+
+    Raises:
+        ConfigError: options of candidates where there are none; MR values for a data set of CT.
+    """
+    modality = settings.intensity.modality
+    if modality != reader.MODALITY and reader.NAME != "folder":
+        raise ConfigError(
+            f"{reader.NAME} is a data set of {reader.MODALITY.upper()} scans; leave --modality {modality} out"
+        )
+    typed = sorted(
+        key for key, layer in origin.items() if key.startswith("candidates.") and layer in ("flags", "--set")
+    )
+    if typed and settings.candidates not in plans:
+        option = "--negatives" if typed == ["candidates.negatives"] else typed[0]
+        raise ConfigError(f"{data} lists no candidates that {option} could apply to; leave it out")
 
 
 def _header(
@@ -236,28 +291,24 @@ def _header(
     }
 
 
-def _state(out: Path, fingerprint: str, header: dict[str, Any], overwrite: bool) -> str:
+def _state(out: Path, fingerprint: str, header: dict[str, Any], cases: list[Case], overwrite: bool) -> str:
     """Whether the cache is new or to be continued.
 
     Raises:
-        ConfigError: it holds other settings (their names are listed), or is to be overwritten and is no cache.
+        ConfigError: it holds other settings (their names are listed), other patients, or what is no cache.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, not a folder for a cache; choose another --out")
+    strange = sorted(p.name for p in out.glob("*") if p.name not in OF_A_CACHE and not p.name.endswith(".tmp"))
+    if strange:
+        raise ConfigError(f"{out} holds what no cache holds ({strange[0]}); choose another --out")
     path = out / "manifest.json"
     if overwrite and out.exists():
-        strange = sorted(p.name for p in out.iterdir() if p.name not in OF_A_CACHE and not p.name.endswith(".tmp"))
-        if strange:
-            raise ConfigError(
-                f"{out} holds what no cache holds ({strange[0]}), so --overwrite will not delete it; choose another --out"
-            )
         return "to be made again"
-    if not path.exists():
-        return "new"
-    try:
-        old = files.read_json(path)
-    except IntegrityError:
-        return "to be continued"  # the manifest is gathered again from the records, which carry the settings too
-    if not isinstance(old, dict):
-        raise ConfigError(f"{path} is no cache's manifest; choose another --out")
+    old = _manifest(out)
+    if old is None:  # a torn manifest is gathered again from the records, which carry the settings too
+        return "to be continued" if path.exists() else "new"
+    _check_patients(out, old, cases)
     if old.get("fingerprint") != fingerprint:
         a, b = dict(leaves(old.get("settings", {}))), dict(leaves(header["settings"]))
         keys = ", ".join(sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))) or "its version"
@@ -265,6 +316,33 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], overwrite: bool)
             f"{out} holds a cache with other settings (different: {keys}); choose another --out, or --overwrite"
         )
     return "to be continued"
+
+
+def _manifest(out: Path) -> dict[str, Any] | None:
+    """What an earlier call made of the folder; None where it made nothing that can be read."""
+    try:
+        old = files.read_json(out / "manifest.json") if (out / "manifest.json").exists() else None
+    except IntegrityError:
+        return None
+    if old is not None and not isinstance(old, dict):
+        raise ConfigError(f"{out / 'manifest.json'} is no cache's manifest; choose another --out")
+    return old
+
+
+def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:
+    """Refuses another grouping of the same scans: patients would change parts.
+
+    Raises:
+        ConfigError: a scan belongs to another patient than when the cache was made.
+    """
+    was = {record["case"]: record["patient"] for record in [*old.get("cases", []), *old.get("refused", [])]}
+    moved = [case for case in cases if was.get(case.id, case.patient) != case.patient]
+    if moved:
+        first = moved[0]
+        raise ConfigError(
+            f"{len(moved)} scans of {out} belonged to other patients when it was made (the first: {first.id} to "
+            f"{was[first.id]}, now {first.patient}); give the same --patients, or choose another --out"
+        )
 
 
 def _bytes(plans: list[CropPlan], cases: list[Case]) -> float:

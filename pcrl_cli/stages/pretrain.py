@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 
 from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
-from pcrl_cli.core.contract import Patients
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
@@ -19,16 +18,19 @@ from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import CacheOn, Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, resolve_device
+from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.stages import cost, training
-from pcrl_cli.stages.probe import probe_features
+from pcrl_cli.stages import patients as patients_of
+from pcrl_cli.stages.probe import probe_features, why_not
 from pcrl_cli.stages.report import pretrain_report
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
 MethodConfig = TypeVar("MethodConfig", bound=BaseModel)
+PROBES = 10
+"""Between so many looks at its features a run's epochs are divided, where there are as many and the cache has labels."""
 
 
 class PretrainSettings(Settings, Generic[MethodConfig]):
@@ -41,7 +43,11 @@ class PretrainSettings(Settings, Generic[MethodConfig]):
     train: TrainConfig
     set_aside: float = Field(0.0, ge=0, lt=1, description="share of the training patients kept for fine-tuning")
     any_recipe: bool = Field(False, description="accept a cache that was made for another recipe")
-    probe_every_epochs: int = Field(0, ge=0, description="k-NN and linear probe while training; 0: never")
+    probe_every_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="k-NN and linear probe while training; none: every tenth of the run; 0: never",
+    )
 
 
 class PretrainResult(Result):
@@ -104,27 +110,47 @@ def pretrain(
     if dim == "2d" and cache is not None:
         training.require_dim(open_cache(cache), 2)
     settings = pretrain_settings(method, recipe, dim, layers)[0]
+    where = resolve_device(device)
+    with training.joined(where) as world:
+        return _pretrain(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
+
+
+def _pretrain(
+    settings: PretrainSettings,
+    cache: Path | None,
+    out: Path | None,
+    workspace: Workspace,
+    device: torch.device,
+    cache_on: CacheOn,
+    overwrite: bool,
+    dry_run: bool,
+    world: World,
+    listener: Listener,
+) -> PretrainResult | Plan:
+    """One rank's part. What can be refused is refused before the run's folder is made."""
+    listener = listener if world.talks else Listener()
     module = find("method", settings.method, METHODS)
     path = cache or workspace.find_cache(3, module.GROUP)
-    opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
+    opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
     training.require_dim(opened, 3)
     training.require_group(opened, module.GROUP, f"method {settings.method}")
     _require_recipe(opened, settings)
+    training.note_partial(opened, listener)
     fingerprint = training.run_fingerprint("pretrain", settings, training.manifest_digest(opened))
     out = out or workspace.run("pretrain", path.name, fingerprint)
     if dry_run:
-        figures = _cost(settings, opened, resolve_device(device))
+        figures = _cost(settings, opened, device)
         state = training.state_of(out, fingerprint)
         return Plan(verb="pretrain", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
-    where = resolve_device(device)
     done = None
     if not overwrite:
-        done = training.finished_result(out, "pretrain", settings, fingerprint, PretrainResult)
+        look = partial(training.finished_result, out, "pretrain", settings, fingerprint, PretrainResult)
+        done = world.first(look, look)
     if done is not None:
         listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
         return done
     open_run = partial(training.open_run, out, "pretrain", settings, fingerprint, overwrite)
-    return _train(settings, opened, open_run, out, where, cache_on, listener)
+    return _train(settings, opened, open_run, out, device, cache_on, world, listener)
 
 
 def _train(
@@ -134,13 +160,14 @@ def _train(
     out: Path,
     device: torch.device,
     cache_on: CacheOn,
+    world: World,
     listener: Listener,
 ) -> PretrainResult:
-    world = World.join(device)
-    listener = listener if world.talks else Listener()
+    require_trainable(settings.train, device)
     module = find("method", settings.method, METHODS)
     patients = training_patients(cache, settings.set_aside)
     learner = build_learner(settings, cache)
+    training.try_views(learner, cache, module.GROUP, settings.learner.arrays, cache.cases(patients=patients))
     loader = Loader(
         cache,
         module.GROUP,
@@ -153,11 +180,11 @@ def _train(
         rank=world.rank,
         ranks=world.size,
     )
-    validate = _probing(settings, cache, device, loader)
+    validate = _probing(settings, learner, cache, device, loader)
     run = training.open_together(world, open_run, out)
     if world.talks:
         run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
-    seen = Patients.of(training.patient_names(cache, patients), run.record["fingerprint"])
+    seen = patients_of.hashed(cache, patients, run.record["fingerprint"])
     contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0)
     trainer = Trainer(
         learner,
@@ -174,11 +201,12 @@ def _train(
         f"{settings.method} on {loader.items} pairs of {len(patients)} patients, {trainer.steps} steps of "
         f"{loader.batch_size}, {trainer.precision} on {device.type}, cache in {loader.residency}"
     )
-    if device.type == "cpu" and settings.learner.width >= 16:
-        seconds = _seconds(settings, trainer.steps, device)
-        training.note_duration(
-            listener, "this run", seconds, True, "try `--width 8 --steps 200` here, or use a CUDA GPU"
-        )
+    heavy = device.type == "cpu" and getattr(settings.learner, "width", 0) >= 16
+    flops = _step_flops(settings, cache) if heavy else None
+    if flops is not None:
+        seconds = flops * trainer.steps / cost.machine_rate(device)
+        hint = "try `--width 8 --steps 200` here, or use a CUDA GPU"
+        training.note_duration(listener, "this run", seconds, True, hint)
     outcome = trainer.fit()
     pictures = _pictures(trainer, loader)
     result = PretrainResult(
@@ -229,15 +257,30 @@ def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
         )
 
 
-def _probing(settings: PretrainSettings, cache: Cache, device: torch.device, loader: Loader) -> Validate | None:
-    """Probes the frozen encoder every few epochs, on train against val, where the cache has labels."""
+def _probing(
+    settings: PretrainSettings, learner: Learner, cache: Cache, device: torch.device, loader: Loader
+) -> Validate | None:
+    """Probes the frozen encoder at the end of every few epochs, on train against val, where the cache has labels.
+
+    Raises:
+        ConfigError: it was asked for, and the cache cannot serve.
+    """
     every = settings.probe_every_epochs
-    if not every:
+    if every is None:
+        steps = settings.train.steps or settings.train.epochs * loader.steps_per_epoch
+        every = steps // loader.steps_per_epoch // PROBES
+    reason = why_not(cast(Encoder, learner.encoder), cache) if every else None
+    if not every or (reason is not None and settings.probe_every_epochs is None):
         return None
-    training.require_group(cache, "candidates", "probing while pre-training (probe_every_epochs)")
+    if reason is not None:
+        raise ConfigError(
+            f"{cache.path} cannot serve to probe while pre-training ({reason}); "
+            "leave --probe-every out or give another cache"
+        )
+    period = every * loader.steps_per_epoch
 
     def validate(learner: Learner, step: int) -> dict[str, float | None]:
-        if step // loader.steps_per_epoch % every:
+        if step % period:
             return {}
         figures, _ = probe_features(cast(Encoder, learner.encoder), cache, device, "val")
         return {f"probe/{name}": value for name, value in figures.items()}
@@ -264,17 +307,17 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
             f"{cache.path}); set a smaller --batch or prepare more scans"
         )
     steps = settings.train.steps or settings.train.epochs * per_epoch
-    seconds = _seconds(settings, steps, device)
-    return {
-        "patients": len(patients),
-        "pairs": pairs,
-        "steps": steps,
-        "tflop per step": round(cost.step_flops(settings.learner, settings.train.batch) / 1e12, 3),
-        "device": device.type,
-        "hours (arithmetic alone)": round(seconds / 3600, 2),
-        "cache bytes": sum(r["bytes"] for r in cache.manifest["cases"]),
-    }
+    figures: dict[str, Any] = {"patients": len(patients), "pairs": pairs, "steps": steps, "device": device.type}
+    flops = _step_flops(settings, cache)
+    if flops is not None:
+        figures["tflop per step"] = round(flops / 1e12, 3)
+        figures["hours (arithmetic alone)"] = round(flops * steps / cost.machine_rate(device) / 3600, 2)
+    return figures | {"cache bytes": sum(r["bytes"] for r in cache.manifest["cases"])}
 
 
-def _seconds(settings: PretrainSettings, steps: int, device: torch.device) -> float:
-    return cost.step_flops(settings.learner, settings.train.batch) * steps / cost.machine_rate(device)
+def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
+    """Of one step with this cache's crops; None for a method that is not PCRLv2, whose steps are not counted."""
+    if not isinstance(settings.learner, cost.Config):
+        return None
+    group = find("method", settings.method, METHODS).GROUP
+    return cost.step_flops(settings.learner, settings.train.batch, shapes=cost.item_shapes(cache, group))

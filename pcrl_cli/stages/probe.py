@@ -9,19 +9,23 @@ import numpy as np
 import torch
 
 from pcrl_cli.core import files
-from pcrl_cli.core.errors import UsageError
+from pcrl_cli.core.errors import ConfigError, UsageError
 from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.engine.trainer import Device, resolve_device
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.stages import training
+from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.features import Features, extract
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.weights import encoder_of
 from pcrl_cli.stages.workspace import Workspace
+from pcrl_cli.tasks import TASKS
 from pcrl_cli.tasks.probe import Config, probe
 
 Part = Literal["val", "test"]
+PARTS: tuple[Literal["train", "val"], ...] = ("train", "val")
+"""What probing while pre-training learns from, and what it is scored on."""
 
 
 class ProbeResult(Result):
@@ -57,6 +61,25 @@ def probe_features(
     return probe(train.values, train.label, test.values, test.label, config or Config()), (train, test)
 
 
+def why_not(encoder: Encoder, cache: Cache, task: str = "luna") -> str | None:
+    """Why frozen features cannot be scored on the validation part; None if they can. Reads the labels and one block."""
+    module = find("task", task, TASKS)
+    group = module.GROUP
+    if group not in cache.groups:
+        return f"the cache holds no {group}"
+    for part in PARTS:
+        cases = cache.cases(part)
+        labels = cache.read(group, ("label",), cases).arrays["label"] if cases else np.zeros(0)
+        if len(np.unique(labels)) < 2:
+            return f"the {part} part lacks {group} of one class"
+    blocks = cache.read(group, ("blocks",), cache.cases("train"), rows=np.zeros(1, np.int64)).arrays["blocks"]
+    try:
+        module.TASK(encoder, module.Config(), training.to_unit(cache)).centre({"blocks": torch.from_numpy(blocks)})
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def probe_run(
     source: Path,
     cache: Path | None = None,
@@ -76,7 +99,7 @@ def probe_run(
         cache or workspace.find_cache(3, "candidates"), workspace.root / "runs" / ".verified.json"
     )
     encoder, weights, report = encoder_of(source, opened)
-    seen = weights.contract.patients.seen(training.patient_names(opened, opened.patients(split)))
+    seen = patients.seen(weights.contract.patients, opened, opened.patients(split))
     if seen:
         listener.warn(f"{len(seen)} patients of the {split} part were seen in pre-training; the probe is optimistic")
     figures, (train, test) = probe_features(encoder.to(where), opened, where, split, task)

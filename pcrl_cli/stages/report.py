@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from pcrl_cli.core import files
-from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.core.config import leaves
+from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.pure.froc import Froc
 from pcrl_cli.pure.metrics import roc_points
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from pcrl_cli.stages.pretrain import PretrainResult
 
 Rows = list[dict[str, Any]]
+REPORT_MARK = '<meta name="generator" content="pcrl">'
 EVALUATION = "pcrl.evaluate/1"
 
 
@@ -185,19 +187,18 @@ def _transfer_table(transfer: dict[str, Any]) -> Table:
 
 
 def _settings_section(run: Run) -> Section:
-    text = (run.folder / "config.yaml").read_text("utf-8")
-    rows: list[list[Cell]] = [
-        [line.split(":", 1)[0], line.split(":", 1)[1].strip()] for line in text.splitlines() if ":" in line
-    ]
+    rows: list[list[Cell]] = [[key, str(value)] for key, value in leaves(run.record["settings"])]
     return Section("Settings", [Table(["setting", "value"], rows, "config.yaml; `--config` with it repeats the run.")])
 
 
-def join_reports(runs: Sequence[Path], out: Path) -> ReportResult:
+def join_reports(runs: Sequence[Path], out: Path, overwrite: bool = False) -> ReportResult:
     """One page for many runs: their evaluations in a table, losses and curves of each.
 
     Raises:
         ConfigError: a folder is no run.
     """
+    if out.exists() and not overwrite and REPORT_MARK not in out.read_text("utf-8", errors="replace")[:2000]:
+        raise UsageError(f"{out} exists and is no report of pcrl; name another --out, or --overwrite")
     if not runs:
         raise ConfigError("there is no run to report on; give run folders")
     opened = [Run.load(folder) for folder in runs]

@@ -1,20 +1,25 @@
 """What pre-training and fine-tuning share: settings of a run, the opened cache, weights' contracts."""
 
-import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from pydantic import ValidationError
 
 from pcrl_cli import __version__
 from pcrl_cli.core import files
 from pcrl_cli.core.config import Settings, dump_yaml
 from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
-from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
 from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
@@ -28,12 +33,48 @@ OpenRun = Callable[[], Run]
 
 
 def open_verified(path: Path, memory: Path) -> Cache:
-    """A cache whose shards' hashes are right; each file is hashed once and remembered in `memory`."""
+    """A cache whose shards' hashes are right; a file is hashed once and remembered in `memory`, if that can be written.
+
+    Raises:
+        ConfigError: there is no cache. IntegrityError: a shard is missing, torn or changed.
+    """
     cache = open_cache(path)
-    with files.blame_machine(memory):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-    cache.verify("full", memory)
+    with suppress(MachineError):  # of writing the note, which comes last
+        cache.verify("full", memory if _may_be_noted(memory) else None)
     return cache
+
+
+def _may_be_noted(memory: Path) -> bool:
+    """A note alone is no reason to make a folder, nor to fail."""
+    folder = memory.parent
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK) and (not memory.exists() or os.access(memory, os.R_OK))
+
+
+def open_present(path: Path) -> Cache:
+    """A cache whose shards are there and as large as recorded; hashes nothing and writes nothing."""
+    cache = open_cache(path)
+    cache.verify("quick")
+    return cache
+
+
+def open_by_all(world: World, path: Path, memory: Path, plan_only: bool = False) -> Cache:
+    """The cache on every rank: rank 0 hashes it, then the others look whether it is all there; for a plan, so do all.
+
+    Raises:
+        IntegrityError: a shard is missing, torn or changed. MachineError: on the other ranks, that rank 0 refused.
+    """
+    look = partial(open_present, path)
+    return world.first(look if plan_only else partial(open_verified, path, memory), look)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written."""
+    world = World.join(device)
+    try:
+        yield world
+    finally:
+        world.leave()
 
 
 def require_dim(cache: Cache, dim: int) -> None:
@@ -70,10 +111,15 @@ def to_unit(cache: Cache) -> tuple[float, float]:
     return float(scale), float(offset)
 
 
-def patient_names(cache: Cache, patients: Sequence[str]) -> list[str]:
-    """Patients as weights remember them: with the data set's name, since ids such as `case1` are not unique."""
-    reader = cache.manifest["reader"]["name"]
-    return [f"{reader}:{patient}" for patient in patients]
+def note_partial(cache: Cache, listener: Listener) -> None:
+    """Says when preparing was not finished: scans that nobody refused are missing."""
+    there, refused = len(cache.manifest["cases"]), len(cache.manifest.get("refused", []))
+    scans = cache.manifest.get("scans", there + refused)
+    if there + refused < scans:
+        listener.warn(
+            f"{cache.path} holds {there} of {scans} scans ({refused} refused); run `pcrl prep` again without --limit or "
+            "--shard to finish it, if that is not meant"
+        )
 
 
 def contract_of(
@@ -107,13 +153,15 @@ def finished_result(
     """The result of a run that was finished with these settings; writes nothing.
 
     Raises:
-        ConfigError: the folder holds other settings or no run. IntegrityError: its record is damaged.
+        ConfigError: the folder holds other settings. IntegrityError: its record or its weights are damaged.
     """
-    if not out.exists() or not any(out.iterdir()):
+    if not (out / "run.json").is_file():
         return None
-    run = open_run(out, verb, settings, fingerprint, overwrite=False)
+    run = Run.load(out)
+    run.require_same(verb, settings.model_dump(mode="json"), fingerprint)
     if not run.finished:
         return None
+    run.check_weights()
     try:
         return model.model_validate(run.record["result"])
     except ValidationError:
@@ -127,10 +175,26 @@ def open_run(out: Path, verb: str, settings: Settings, fingerprint: str, overwri
 
 
 def open_together(world: World, open_run: OpenRun, out: Path) -> Run:
-    """The run on every rank: the one that talks makes or takes up the folder, the others read what it made."""
-    run = open_run() if world.talks else None
-    world.barrier()
-    return run or Run.load(out)
+    """The run on every rank: rank 0 makes or takes up the folder, the others read what it made.
+
+    Raises:
+        ConfigError, IntegrityError, MachineError: see `Run.open`; on the other ranks, that rank 0 refused.
+    """
+    return world.first(open_run, partial(Run.load, out))
+
+
+def try_views(learner: Learner, cache: Cache, group: str, arrays: Sequence[str], cases: Sequence[str]) -> None:
+    """Makes the views of two samples, so that what cannot be cut from the cache is refused before anything is written.
+
+    Raises:
+        ConfigError: the learner's settings do not fit the cached arrays.
+    """
+    n = min(2, int(cache.sizes(group, arrays[0], cases).sum()))
+    if n == 0:
+        return
+    items = cache.read(group, arrays, cases, rows=np.arange(n)).arrays
+    with torch.no_grad():
+        learner.views({name: torch.from_numpy(a) for name, a in items.items()}, Rng.at(0, 0, torch.arange(n)))
 
 
 def state_of(out: Path, fingerprint: str) -> str:
@@ -176,7 +240,3 @@ def note_duration(listener: Listener, what: str, seconds: float, on_cpu: bool, h
         listener.warn(f"{text} on this CPU; {hint}")
     else:
         listener.say(text)
-
-
-def json_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

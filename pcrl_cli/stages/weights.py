@@ -21,6 +21,14 @@ def weights_of(source: Path) -> Weights:
     return read_weights(source)
 
 
+def unfinished(source: Path) -> list[str]:
+    """A sentence where the source is a run that has not come to its end."""
+    if not source.is_dir():
+        return []
+    run = Run.load(source)
+    return [] if run.finished else [f"The run {source.name} is not finished: these weights are of a step on the way."]
+
+
 def encoder_of(source: Path, cache: Cache) -> tuple[Encoder, Weights, dict[str, Any]]:
     """The encoder, loaded for this cache's images, and the report on every key."""
     weights = weights_of(source)

@@ -62,7 +62,7 @@ class Workspace:
             record = _object(path) or {}
             done = record.get("verb") == verb and record.get("status") == "finished"
             if done and task in (None, record.get("settings", {}).get("task")):
-                fits.append((path.stat().st_mtime_ns, path.parent))
+                fits.append((record.get("finished_at", ""), path.parent))
         if not fits:
             what = f"finished `pcrl {verb}` run" + (f" of task {task}" if task else "")
             raise ConfigError(f"there is no {what} in {self.root / 'runs'}; make one, or give its folder")

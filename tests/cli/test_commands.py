@@ -163,6 +163,9 @@ def test_configuration_errors_end_with_3(pcrl, chain, tmp_path):
     refused(pcrl("evaluate", chain.pretrained.run), 3, "predicts nothing")
     refused(pcrl("report", tmp_path), 3, "is not a run folder")
     refused(pcrl("prep", "luna", *PREP, "--seed", "1"), 3, "different: seed)")
+    refused(pcrl("prep", "luna", "--modality", "mr"), 3, "data set of CT scans")
+    write_scan(tmp_path / "raw/a.mhd")
+    refused(pcrl("prep", "folder", "--data", tmp_path / "raw", "--negatives", "20"), 3, "lists no candidates")
 
 
 def test_data_errors_end_with_4(pcrl, tmp_path):
@@ -171,10 +174,12 @@ def test_data_errors_end_with_4(pcrl, tmp_path):
     refused(pcrl("prep", "folder", "--data", tmp_path / "empty"), 4, "is empty")
     write_scan(tmp_path / "raw/a.mhd")
     (tmp_path / "raw/a.raw").write_bytes(b"")
-    bad = pcrl("prep", "folder", "--data", tmp_path / "raw", "--out", tmp_path / "c", "--jobs", "1", "-q")
-    refused(bad, 4, "1 of 1 scans could not be used, more than --max-bad 0.05")
-    allowed = ["--max-bad", "1", "--jobs", "1", "--json"]
-    done = pcrl("prep", "folder", "--data", tmp_path / "raw", "--out", tmp_path / "c", *allowed)
+    arguments = ["prep", "folder", "--data", tmp_path / "raw", "--out", tmp_path / "c", "--jobs", "1"]
+    bad = pcrl(*arguments, "--json")
+    assert bad.code == 4
+    assert json.loads(bad.out)["refused"] == {"unreadable": 1}  # the result comes first
+    assert bad.err.splitlines()[-1].startswith("pcrl: 1 of 1 scans could not be used, more than --max-bad 0.05")
+    done = pcrl(*arguments, "--max-bad", "1", "--json")
     assert done.code == 0
     assert json.loads(done.out)["bad"] == 1
 

@@ -16,9 +16,21 @@ ARCHITECTURE = Architecture(dim=3, encoder="unet3d", width=4, poolings=2)
 
 def test_exactly_the_hashed_patients_are_found():
     patients = Patients.of(NAMES[::3], "salt")
-    assert patients.seen(NAMES) == NAMES[::3]
-    assert patients.seen(["lits:0", "luna:00", "0"]) == []
-    assert Patients().seen(NAMES) == []
+    assert [name for name in NAMES if patients.knows([name])] == NAMES[::3]
+    assert not any(patients.knows([name]) for name in ("lits:0", "luna:00", "0"))
+    assert not Patients().knows(NAMES)
+
+
+def test_a_scan_is_known_under_any_patient_and_the_choosers_on_request():
+    patients = Patients.of(["luna:a"], "salt", scans=["scan:1"], selected=["luna:b", "scan:2"])
+    assert patients.knows(["folder:x", "scan:1"])
+    assert not patients.knows(["luna:b", "scan:2"])
+    assert patients.knows(["folder:y", "scan:2"], selected_too=True)
+
+
+def test_joined_weights_know_the_patients_of_both():
+    both = Patients.of(["a"], "s", scans=["1"]).joined(Patients.of(["b"], "s", selected=["c"]))
+    assert both == Patients.of(["a", "b"], "s", scans=["1"], selected=["c"])
 
 
 def test_another_salt_gives_other_hashes_and_no_name_is_readable():

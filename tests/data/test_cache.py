@@ -157,8 +157,11 @@ def test_a_case_refused_later_leaves_the_cache_and_comes_back_when_it_succeeds(f
     assert [r["case"] for r in gather_manifest(folder, HEADER)["cases"]] == ["b", "c", "d"]
     line = {"case": "a", "patient": "p-a", "reason": "too small"}
     assert [json.loads(text) for text in (folder / "bad_cases.jsonl").read_text().splitlines()] == [line]
+    row = {**line, "slug": "unusable", "counts": {}}
+    assert open_cache(folder).refused == (row,)
     write_shard(folder, "a", {"candidates": drawn("a", 3)}, facts("a"))
     assert len(gather_manifest(folder, HEADER)["cases"]) == 4
+    assert open_cache(folder).refused == ()
     assert (folder / "bad_cases.jsonl").read_text() == ""
 
 

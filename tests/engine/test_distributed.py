@@ -11,7 +11,7 @@ import torch
 from torch import multiprocessing
 from toys import CPU, Game, Source, Toy, config, digests, losses, new_run, rows
 
-from pcrl_cli.core.errors import MachineError, NumericalError, PcrlError, Preempted
+from pcrl_cli.core.errors import ConfigError, MachineError, NumericalError, PcrlError, Preempted
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, unseal
@@ -110,8 +110,22 @@ def work(rank: int, port: int, folder: Path) -> None:
     if rank == 0:
         t.fit()
     out["lonely"] = ended(make(lonely, world))
+    order = folder / "first"
+    out["first"] = world.first(lambda: str(order.mkdir()), lambda: str(order.is_dir()))
+    try:
+        world.first(refuse, lambda: "never")
+    except PcrlError as error:
+        out["refused"] = type(error).__name__
+    World(world.rank, world.size).leave()  # one that did not begin the group leaves it alone
+    out["still there"] = str(torch.distributed.is_initialized())
+    world.leave()
+    out["left"] = str(not torch.distributed.is_initialized())
     (folder / f"rank{rank}.json").write_text(json.dumps(out))
-    torch.distributed.destroy_process_group()
+    os._exit(0)  # the interpreter's own teardown meets gloo's threads and aborts now and then (docs/LOG.md)
+
+
+def refuse() -> str:
+    raise ConfigError("no")
 
 
 def free_port() -> int:
@@ -187,6 +201,24 @@ def test_the_ranks_judge_a_collapse_together(both):
 
 def test_ranks_that_do_not_see_the_same_checkpoints_are_told(both):
     assert [said["lonely"] for said in both[1]] == [MachineError.__name__] * 2
+
+
+def test_the_other_ranks_begin_when_rank_0_is_done(both):
+    assert [said["first"] for said in both[1]] == ["None", "True"]
+
+
+def test_when_rank_0_refuses_the_others_end_too(both):
+    assert [said["refused"] for said in both[1]] == ["ConfigError", "MachineError"]
+
+
+def test_a_process_group_is_left_by_who_began_it(both):
+    assert [(said["still there"], said["left"]) for said in both[1]] == [("True", "True")] * 2
+
+
+def test_alone_the_first_is_the_only_one():
+    assert World().first(lambda: 1, lambda: 2) == 1
+    with pytest.raises(ConfigError):
+        World().first(refuse, lambda: "never")
 
 
 def test_a_world_of_one_joins_nothing(monkeypatch):

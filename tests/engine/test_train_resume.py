@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -155,3 +156,25 @@ def test_figures_are_numbers_of_the_steps_not_of_the_clock(tmp_path):
     assert row["epoch"] == 0
     assert 0 <= row["data_wait"] <= 1
     assert np.isfinite([row["samples_per_second"], row["gradient_norm"], row["loss/agree"], row["loss/copy"]]).all()
+
+
+def test_the_outcome_counts_every_leg(tmp_path):
+    nap = 0.01
+
+    def source(at=None):
+        def hook(step):
+            time.sleep(nap)
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return Source(hook=hook)
+
+    for at in (8, 16):
+        with pytest.raises(Preempted):
+            trainer(tmp_path, source=source(at)).fit()
+    outcome = trainer(tmp_path, source=source()).fit()
+    assert outcome.seconds >= 20 * nap
+    assert outcome.samples_per_second * outcome.seconds == pytest.approx(20 * 8)
+    assert 20 * nap <= outcome.data_wait * outcome.seconds <= outcome.seconds
+    again = trainer(tmp_path, source=source()).fit()  # killed after its last checkpoint: nothing is left to train
+    assert again.samples_per_second * again.seconds == pytest.approx(20 * 8)

@@ -16,6 +16,7 @@ START, HALF = Progress(0, 10), Progress(5, 10)
 RELEASED = {
     "poolings": 3,
     "up": "deconv",
+    "decoder_bias": True,
     "restore_head": "released",
     "restored_views": "first",
     "full_resolution": True,

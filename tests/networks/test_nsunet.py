@@ -65,7 +65,7 @@ def test_up_sampling_gives_every_voxel_what_it_was_pooled_into(n):
 
 
 def test_a_deconvolution_doubles_keeps_the_width_and_the_odd_surplus_is_cut():
-    stage = DecoderStage(AXES[3], 4, 2, 0, "deconv")
+    stage = DecoderStage(AXES[3], 4, 2, 0, "deconv", bias=True)
     deconv = stage.deconv
     assert (deconv.in_channels, deconv.out_channels, deconv.kernel_size, deconv.stride) == (4, 4, (2,) * 3, (2,) * 3)
     assert all(block[0].bias is not None for block in stage.convs)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from scipy.stats import chi2, chisquare
 
 from pcrl_cli.core.case import Case, Points
+from pcrl_cli.core.config import recipe
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.plan import Prepared
 from pcrl_cli.pure.crops import (
@@ -32,6 +33,7 @@ from pcrl_cli.pure.crops import (
 from pcrl_cli.pure.resize import resize
 
 CASE = Case("case", "patient", Path("case"))
+RELEASED = CropPairs(**recipe("released", "prep", "pairs"))
 SMALL = {
     "pairs": 3,
     "global_sizes": ((12, 12, 6), (16, 16, 12)),
@@ -228,22 +230,25 @@ def test_mostly_empty_crops_are_refused_before_resizing():
 
 
 def test_a_scan_of_air_ends_with_a_reason():
-    with pytest.raises(DataError, match="no acceptable crops: 0 of 3 pairs after 40 tries"):
+    with pytest.raises(DataError, match="no acceptable crops: 0 of 3 pairs after 40 tries") as caught:
         CropPairs(**SMALL, max_tries=40).draw(scan(np.full((30, 30, 20), -1000)), CASE, np.random.default_rng(0))
+    assert caught.value.slug == "no_crops"
+    assert (caught.value.counts["tried"], caught.value.counts["refused_background"]) == (40, 40)
 
 
 @pytest.mark.parametrize("shape", [(63, 64, 32), (64, 64, 31), (200, 200, 1)])
-@pytest.mark.parametrize("plan", [CropPairs(), CropPairs.released()])
+@pytest.mark.parametrize("plan", [CropPairs(), RELEASED])
 def test_a_scan_without_room_is_too_small(shape, plan):
-    with pytest.raises(DataError, match="too small"):
+    with pytest.raises(DataError, match="too small") as caught:
         plan.draw(scan(np.zeros(shape)), CASE, np.random.default_rng(0))
+    assert caught.value.slug == "too_small"
 
 
 def test_the_released_border_leaves_no_room_in_a_scan_that_the_paper_recipe_takes():
     prepared = scan(noise((150, 150, 60)))
     assert CropPairs(pairs=1).draw(prepared, CASE, np.random.default_rng(0)).counts["kept"] == 1
     with pytest.raises(DataError, match="70x70x15 kept free"):
-        CropPairs.released().draw(prepared, CASE, np.random.default_rng(0))
+        RELEASED.draw(prepared, CASE, np.random.default_rng(0))
 
 
 def test_the_released_background_rule_refuses_tissue():
@@ -271,8 +276,9 @@ def test_blind_pairs_overlap_more_than_the_minimum_and_refusals_are_counted():
 def test_values_that_are_not_finite_are_bad_data():
     values = noise((30, 30, 20))
     values[::3] = np.nan
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="not finite") as caught:
         CropPairs(**SMALL).draw(scan(values), CASE, np.random.default_rng(0))
+    assert caught.value.slug == "bad_values"
 
 
 def test_plans_are_frozen_and_know_their_options():
@@ -345,4 +351,13 @@ def test_a_case_without_candidates_gives_empty_arrays():
         "label": (0,),
         "id": (0,),
         "lesions": (0, 4),
+        "excluded": (0, 4),
     }
+
+
+def test_findings_that_count_for_nothing_are_cached_beside_the_lesions():
+    findings = np.array([[1.0, 2.0, 3.0, -1.0], [4.0, 5.0, 6.0, 7.5]])
+    case = Case("a", "a", Path("a"), lesions=np.ones((1, 4)), excluded=findings)
+    arrays = CandidateBlocks(side_mm=4).draw(scan(noise((20, 20, 20))), case, np.random.default_rng(0)).arrays
+    np.testing.assert_array_equal(arrays["excluded"], findings)
+    np.testing.assert_array_equal(arrays["lesions"], np.ones((1, 4)))

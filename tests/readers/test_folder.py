@@ -94,6 +94,7 @@ def test_every_reader_has_the_same_words():
         assert reader.LICENSE
         assert callable(reader.cases)
         assert callable(reader.read)
+        assert callable(reader.files)
 
 
 @pytest.mark.real

@@ -46,6 +46,29 @@ def test_candidates_and_lesions_belong_to_their_scans(root):
     assert case["1.2.5"].lesions.shape == (0, 4)
 
 
+def test_excluded_findings_are_read_where_their_table_is_there(root):
+    assert all(case.excluded is None for case in luna.cases(root))
+    (root / "annotations_excluded.csv").write_text(
+        f"{HEAD},diameter_mm\n1.2.4,7,8,9,-1\n1.2.9,0,0,0,5\n1.2.4,1,1,1,4.5\n"
+    )
+    case = {case.id: case for case in luna.cases(root)}
+    np.testing.assert_array_equal(case["1.2.4"].excluded, [[7, 8, 9, -1], [1, 1, 1, 4.5]])
+    assert case["1.2.5"].excluded.shape == (0, 4)
+    assert luna.absent_rows(root, case.values())["annotations_excluded.csv"] == 1
+    (root / "annotations_excluded.csv").write_text(f"{HEAD}\n1.2.4,7,8,9\n")
+    with pytest.raises(DataError, match="lacks the column 'diameter_mm'"):
+        luna.cases(root)
+
+
+def test_the_files_of_a_scan_are_the_header_and_the_voxels_that_it_names(root):
+    case = next(case for case in luna.cases(root) if case.id == "1.2.4")
+    assert luna.files(case) == [case.path, case.path.with_suffix(".raw")]
+    case.path.with_suffix(".raw").rename(case.path.with_name("voxels0.raw"))
+    case.path.write_text(case.path.read_text().replace("1.2.4.raw", "voxels0.raw"))
+    (case.path.parent / "1.2.4.9.mhd").write_text("another scan whose name begins the same")
+    assert luna.files(case) == [case.path, case.path.with_name("voxels0.raw")]
+
+
 def test_rows_of_absent_scans_are_counted(root):
     assert luna.absent_rows(root, luna.cases(root)) == {"candidates_V2.csv": 1, "annotations.csv": 2}
 

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import nibabel
@@ -5,9 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.errors import DataError, MachineError
 from pcrl_cli.data.volume import Volume, index_to_world
-from pcrl_cli.readers.volume_io import dicom_series, is_dicom, read_volume, write_mhd, write_nifti
+from pcrl_cli.readers.volume_io import dicom_series, is_dicom, read_volume, volume_files, write_mhd, write_nifti
 
 C, S = np.cos(0.3), np.sin(0.3)
 OBLIQUE = np.array([[0.0, -C, S], [0.0, S, C], [-1.0, 0.0, 0.0]])
@@ -89,6 +90,31 @@ def test_sheared_axes_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(DataError, match="orthonormal") as caught:
         read_volume(tmp_path / "a.nii")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.raw"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_the_machine_does_not_give_is_not_called_torn(tmp_path, monkeypatch, name, code):
+    write_mhd(scan(), tmp_path / "a.mhd")
+    real = Path.open
+
+    def refusing(path, *arguments, **options):
+        if path.name == name:
+            raise OSError(code, "not now", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(MachineError, match=rf"cannot read .*{name}: not now; mend"):
+        read_volume(tmp_path / "a.mhd")
+
+
+def test_the_files_of_a_scan_are_those_that_are_read(tmp_path):
+    write_mhd(scan(), tmp_path / "a.mhd")
+    write_nifti(scan(), tmp_path / "a.b.nii.gz")
+    names = {name: [file.name for file in volume_files(tmp_path / name)] for name in ("a.mhd", "a.b.nii.gz", "no.mhd")}
+    assert names == {"a.mhd": ["a.mhd", "a.raw"], "a.b.nii.gz": ["a.b.nii.gz"], "no.mhd": []}
+    (tmp_path / "a.mhd").write_text("torn")
+    assert volume_files(tmp_path / "a.mhd") == [tmp_path / "a.mhd"]
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -6,12 +6,11 @@ import pytest
 import torch
 from chain import contents, finetune_layers, prep_layers, settings
 
-from pcrl_cli.core.contract import Patients
 from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.networks.transfer import read_weights, write_weights
-from pcrl_cli.stages import training
+from pcrl_cli.stages import patients
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.results import Plan
@@ -27,10 +26,9 @@ def runs(workspace: Workspace) -> set[str]:
 def leaky(chain, tmp_path):
     """The pre-trained weights, with a contract that says that they saw the test patient and a validation patient."""
     weights, cache = read_weights(chain.pretrained.weights), open_cache(chain.cache)
-    names = training.patient_names(cache, cache.split.test + cache.split.val)
-    patients = Patients.of(names, weights.contract.patients.salt)
+    seen = patients.hashed(cache, cache.split.test + cache.split.val, weights.contract.patients.salt)
     path = tmp_path / "leaky.safetensors"
-    write_weights(path, weights.tensors, weights.contract.model_copy(update={"patients": patients}), "safetensors")
+    write_weights(path, weights.tensors, weights.contract.model_copy(update={"patients": seen}), "safetensors")
     return path
 
 
@@ -72,19 +70,19 @@ def test_a_ratio_takes_the_first_patients_of_the_order(chain):
     assert chain.tuned.labelled_patients == math.ceil(0.5 * 5)
     contract = read_weights(chain.scratch.weights).contract
     first, rest = cache.split.order[:3], cache.split.order[3:]
-    assert len(contract.patients.seen(training.patient_names(cache, first))) == 3
-    assert contract.patients.seen(training.patient_names(cache, rest)) == []
+    assert patients.seen(contract.patients, cache, first) == list(first)
+    assert patients.seen(contract.patients, cache, rest) == []
 
 
 def test_fine_tuned_weights_remember_both_sets_of_patients(chain):
     cache, contract = open_cache(chain.cache), read_weights(chain.tuned.weights).contract
-    assert len(contract.patients.seen(training.patient_names(cache, cache.split.train))) == 5
+    assert len(patients.seen(contract.patients, cache, cache.split.train)) == 5
 
 
 def test_scratch_and_pretrained_differ_in_their_start_alone(chain):
     scratch, tuned = (Run.load(result.run).record for result in (chain.scratch, chain.tuned))
     a, b = scratch["settings"], tuned["settings"]
-    assert {key for key in a if a[key] != b[key]} == {"width"}  # the weights bring theirs
+    assert {key for key in a if a[key] != b[key]} == {"width", "weights"}  # the weights bring their width
     assert scratch["architecture"] == tuned["architecture"]
     assert chain.scratch.candidates == chain.tuned.candidates
     assert chain.scratch.start == "scratch"
@@ -211,7 +209,7 @@ def test_without_validation_cases_the_last_epoch_is_kept_and_said_so(chain, tmp_
     shutil.copytree(chain.raw, raw)
     for case in cache.cases("val"):
         (raw / f"subset0/{case}.raw").write_bytes(b"")
-    prep("luna", data=raw, out=tmp_path / "c", layers=prep_layers(1), jobs=1, max_bad=1.0)
+    prep("luna", data=raw, out=tmp_path / "c", layers=prep_layers(1), jobs=1)
     layers = finetune_layers(1, width=4)
     done = finetune(tmp_path / "c", task="luna", workspace=Workspace(tmp_path), layers=layers, listener=heard)
     assert done.kept.startswith("last epoch: the validation part lacks")

@@ -11,7 +11,7 @@ from pcrl_cli.data.cache import open_cache, read_split
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers import folder
 from pcrl_cli.readers.volume_io import write_nifti
-from pcrl_cli.stages.prep import prep
+from pcrl_cli.stages.prep import prep, require
 from pcrl_cli.stages.results import Plan
 
 ONE = settings(pairs={"pairs": 1, "global_shape": [32, 32, 16], "n_locals": 2})
@@ -81,7 +81,7 @@ def test_overwriting_makes_a_cache_again_and_never_deletes_what_is_no_cache(tmp_
     prep("folder", data=tmp_path / "raw", out=tmp_path / "c", layers=ONE, jobs=1)
     other = settings(seed=1, **ONE[0][1])
     assert prep("folder", data=tmp_path / "raw", out=tmp_path / "c", layers=other, jobs=1, overwrite=True).made == 1
-    with pytest.raises(ConfigError, match=r"a\.mhd\), so --overwrite will not delete it"):
+    with pytest.raises(ConfigError, match=r"holds what no cache holds \(a\.mhd\)"):
         prep("folder", data=tmp_path / "raw", out=tmp_path / "raw", layers=ONE, jobs=1, overwrite=True)
     assert (tmp_path / "raw/a.raw").exists()
     with pytest.raises(UsageError, match="other shards' work"):
@@ -116,8 +116,9 @@ def partly_bad(tmp_path) -> Path:
 
 
 def test_bad_scans_are_quarantined_with_their_reasons_and_the_rest_goes_on(partly_bad, tmp_path, heard):
-    done = prep("folder", data=partly_bad, out=tmp_path / "c", layers=ONE, jobs=1, max_bad=1.0, listener=heard)
+    done = prep("folder", data=partly_bad, out=tmp_path / "c", layers=ONE, jobs=1, listener=heard)
     assert (done.made, done.bad) == (1, 4)
+    assert done.refused == {"bad_values": 1, "too_small": 2, "unreadable": 1}
     reasons = {"torn": "declares", "nan": "NaN", "slice": "2 or more along each axis", "small": "too small"}
     lines = [json.loads(line) for line in (tmp_path / "c/bad_cases.jsonl").read_text().splitlines()]
     assert {line["case"] for line in lines} == set(reasons)
@@ -126,10 +127,77 @@ def test_bad_scans_are_quarantined_with_their_reasons_and_the_rest_goes_on(partl
     assert [path.name for path in (tmp_path / "c/shards").glob("*.h5")] == ["good.h5"]
 
 
-def test_too_many_bad_scans_are_an_error_that_keeps_the_good_ones(partly_bad, tmp_path):
-    with pytest.raises(DataError, match=r"4 of 5 scans could not be used, more than --max-bad 0\.05"):
-        prep("folder", data=partly_bad, out=tmp_path / "c", layers=ONE, jobs=1)
+def test_too_many_bad_scans_fail_what_is_required_of_the_result(partly_bad, tmp_path):
+    done = prep("folder", data=partly_bad, out=tmp_path / "c", layers=ONE, jobs=1)
+    with pytest.raises(
+        DataError, match=r"4 of 5 scans could not be used, more than --max-bad 0\.05 .*\(the first: nan: "
+    ):
+        require(done, 0.05)
+    require(done, 0.8)
     assert open_cache(tmp_path / "c").cases() == ("good",)
+    rows = {row["case"]: row["slug"] for row in open_cache(tmp_path / "c").refused}
+    assert rows == {"nan": "bad_values", "slice": "too_small", "small": "too_small", "torn": "unreadable"}
+
+
+def test_what_a_refused_scan_was_tried_with_is_not_lost(tmp_path):
+    write_scan(tmp_path / "raw/a.mhd")
+    never = settings(pairs={"pairs": 1, "pair_rule": "blind", "min_iou": 1.0, "max_tries": 2})
+    done = prep("folder", data=tmp_path / "raw", out=tmp_path / "c", layers=never, jobs=1)
+    assert (done.cases, done.refused) == ({}, {"no_crops": 1})
+    counts = done.refused_counts["a"]["pairs"]
+    assert counts["refused_iou"] == counts["tried"] == 200
+
+
+def test_a_mended_scan_is_prepared_by_the_next_call(partly_bad, tmp_path):
+    prep("folder", data=partly_bad, out=tmp_path / "c", layers=ONE, jobs=1)
+    write_scan(partly_bad / "torn.mhd")
+    done = prep("folder", data=partly_bad, out=tmp_path / "c", layers=ONE, jobs=1)
+    assert (done.made, done.skipped, done.bad) == (1, 1, 3)
+
+
+def test_changed_voxels_beside_an_unchanged_header_are_noticed(tmp_path):
+    mhd = write_scan(tmp_path / "raw/a.mhd")
+    mhd.with_suffix(".raw").rename(tmp_path / "raw/voxels0.raw")
+    mhd.write_text(mhd.read_text().replace("a.raw", "voxels0.raw"))
+    options = {"data": tmp_path / "raw", "out": tmp_path / "c", "layers": ONE, "jobs": 1}
+    assert prep("folder", **options).made == 1
+    (tmp_path / "raw/voxels0.raw").write_bytes(tissue(seed=9).array.tobytes(order="F"))
+    assert prep("folder", **options).made == 1
+    assert prep("folder", **options).skipped == 1
+
+
+def test_a_scan_is_recognised_through_another_reader_and_another_patient(tmp_path):
+    write_scan(tmp_path / "raw/1.2.3.mhd", seed=5)
+    write_scan(tmp_path / "raw/1.2.4.mhd", seed=6)
+    write_scan(tmp_path / "other/first.nii.gz", seed=5)
+    (tmp_path / "p.csv").write_text("case,patient\nfirst,Z\n")
+    prep("luna", data=tmp_path / "raw", out=tmp_path / "a", layers=ONE, jobs=1)
+    prep("folder", data=tmp_path / "other", out=tmp_path / "b", layers=ONE, jobs=1, patients=tmp_path / "p.csv")
+    a, b = ({r["patient"]: r["scan_id"] for r in open_cache(tmp_path / name).manifest["cases"]} for name in "ab")
+    assert a["1.2.3"] == b["Z"] != a["1.2.4"]
+
+
+def test_excluded_findings_reach_the_cache_and_the_manifest_says_whether_there_was_a_table(chain, tmp_path):
+    assert open_cache(chain.cache).manifest["excluded_findings"] is False
+    raw = tmp_path / "raw"
+    write_scan(raw / "subset0/1.2.3.mhd")
+    (raw / "candidates_V2.csv").write_text("seriesuid,coordX,coordY,coordZ,class\n1.2.3,30,30,18,1\n")
+    (raw / "annotations_excluded.csv").write_text("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.2.3,9,8,7,-1\n")
+    prep("luna", data=raw, out=tmp_path / "c", layers=ONE, jobs=1)
+    cache = open_cache(tmp_path / "c")
+    assert cache.manifest["excluded_findings"] is True
+    assert cache.read("candidates", ("excluded",), cache.cases()).arrays["excluded"].tolist() == [[9, 8, 7, -1]]
+
+
+def test_options_that_this_data_has_no_use_for_are_refused(tmp_path):
+    write_scan(tmp_path / "raw/a.mhd")
+    flags = [("flags", {"candidates": {"negatives": 3}})]
+    for name in ("folder", "luna"):
+        with pytest.raises(ConfigError, match="lists no candidates that --negatives could apply to; leave it out"):
+            prep(name, data=tmp_path / "raw", out=tmp_path / "c", layers=flags)
+    with pytest.raises(ConfigError, match="luna is a data set of CT scans; leave --modality mr out"):
+        prep("luna", data=tmp_path / "raw", out=tmp_path / "c", layers=settings(intensity={"modality": "mr"}))
+    assert not (tmp_path / "c").exists()
 
 
 def test_rows_of_absent_scans_are_counted_and_never_bad(chain, tmp_path):
@@ -229,3 +297,34 @@ def test_what_is_heard_says_what_it_will_take(tmp_path):
     heard = Heard()
     prep("folder", data=tmp_path / "raw", out=tmp_path / "c", layers=ONE, jobs=1, listener=heard)
     assert re.match(r"1 of 1 scans from .*, 1 processes \(up to .* GB of memory each\), about .* GB to", heard.lines[0])
+
+
+def test_forgetting_the_patients_table_is_refused_since_patients_would_change_parts(tmp_path):
+    for i, name in enumerate("abc"):
+        write_scan(tmp_path / f"raw/{name}.mhd", seed=i)
+    (tmp_path / "p.csv").write_text("path,patient\na.mhd,P\nb.mhd,P\nc.mhd,Q\n")
+    again = {"data": tmp_path / "raw", "out": tmp_path / "c", "layers": ONE, "jobs": 1}
+    prep("folder", patients=tmp_path / "p.csv", **again)
+    before = (tmp_path / "c/split.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"3 scans of .* belonged to other patients.*give the same --patients"):
+        prep("folder", **again)
+    assert (tmp_path / "c/split.json").read_bytes() == before
+    assert prep("folder", patients=tmp_path / "p.csv", **again).skipped == 3
+
+
+def test_the_plan_of_a_finished_cache_is_that_nothing_is_to_do(tmp_path):
+    write_scan(tmp_path / "raw/a.mhd")
+    again = {"data": tmp_path / "raw", "out": tmp_path / "c", "layers": ONE, "jobs": 1}
+    assert prep("folder", dry_run=True, **again).figures["to prepare"] == 1
+    prep("folder", **again)
+    plan = prep("folder", dry_run=True, **again)
+    assert (plan.figures["there already"], plan.figures["to prepare"]) == (1, 0)
+    assert plan.state.startswith("finished")
+
+
+def test_a_folder_that_holds_something_else_is_no_place_for_a_cache(tmp_path):
+    write_scan(tmp_path / "raw/a.mhd")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds what no cache holds \(run\.json\)"):
+        prep("folder", data=tmp_path / "raw", out=tmp_path / "run", layers=ONE, jobs=1)

@@ -1,5 +1,8 @@
+import dataclasses
+import importlib.util
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,16 @@ from chain import contents, prep_layers, pretrain_layers, settings, write_scan
 from pcrl_cli.core.config import file_layer
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
 from pcrl_cli.data.cache import open_cache
+from pcrl_cli.data.loader import Loader
+from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.methods import pcrlv2
 from pcrl_cli.networks.transfer import read_weights
-from pcrl_cli.stages import training
+from pcrl_cli.stages import cost, patients, training
+from pcrl_cli.stages import pretrain as stage
 from pcrl_cli.stages.prep import prep
-from pcrl_cli.stages.pretrain import pretrain, training_patients
+from pcrl_cli.stages.pretrain import PretrainResult, pretrain, pretrain_settings, training_patients
+from pcrl_cli.stages.probe import probe_run
 from pcrl_cli.stages.results import Plan
 from pcrl_cli.stages.workspace import Workspace
 
@@ -62,13 +70,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(chain, tmp_path):
 
 
 def test_patients_set_aside_are_not_in_the_contract(chain):
-    cache, seen = open_cache(chain.cache), read_weights(chain.pretrained.weights).contract.patients
+    cache, known = open_cache(chain.cache), read_weights(chain.pretrained.weights).contract.patients
     aside = cache.split.first(0.5)
     assert len(aside) == 3
-    assert seen.seen(training.patient_names(cache, aside)) == []
-    assert seen.seen(training.patient_names(cache, cache.split.val + cache.split.test)) == []
+    assert patients.seen(known, cache, aside) == []
+    assert patients.seen(known, cache, cache.split.val + cache.split.test) == []
     used = training_patients(cache, 0.5)
-    assert len(seen.seen(training.patient_names(cache, used))) == len(seen.hashes) == len(used) == 2
+    assert len(patients.seen(known, cache, used)) == len(known.hashes) == len(used) == 2
     assert set(used) | set(aside) == set(cache.split.train)
 
 
@@ -145,13 +153,24 @@ def test_a_gpu_that_is_not_there_is_refused_and_nothing_is_written(chain):
         (pretrain_layers(batch=9), r"the batch \(9\) is larger than an epoch \(8 "),
         (pretrain_layers(batch=1), r"train\.batch"),
         (pretrain_layers(set_aside=0.99), "no training patient"),
+        (pretrain_layers(train={"steps": 3, "batch": 4, "precision": "bf16"}), "--precision bf16 is for GPUs"),
+        (pretrain_layers(learner={"width": 4, "augment": {"swap_patch": [64, 64, 64]}}), "swap_patch"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_and_nothing_is_written(chain, layers, message):
     before = runs(chain.workspace)
     with pytest.raises(ConfigError, match=message):
-        pretrain(workspace=chain.workspace, layers=layers)
+        pretrain(workspace=chain.workspace, layers=layers, device="cpu")
     assert runs(chain.workspace) == before
+
+
+def test_a_missing_tensorboard_is_told_before_anything_is_written(chain, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    layers = pretrain_layers(train={"steps": 3, "batch": 4, "tensorboard": True})
+    with pytest.raises(MachineError, match="TensorBoard is not installed"):
+        pretrain(chain.cache, workspace=Workspace(tmp_path), layers=layers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_command_does_not_delete_what_it_would_overwrite(chain):
@@ -197,6 +216,105 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(chain, tmp_pat
     run.write_record(status="running", result=None)
     with pytest.raises(IntegrityError, match=r"no checkpoint in .* is sound"):
         pretrain(chain.cache, out=tmp_path / "r", layers=layers, workspace=Workspace(tmp_path))
+
+
+def test_a_plan_and_a_probe_make_no_runs_folder(chain, tmp_path):
+    pretrain(chain.cache, workspace=Workspace(tmp_path), layers=pretrain_layers(), dry_run=True)
+    probe_run(chain.pretrained.run, chain.cache, workspace=Workspace(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_hashes_are_noted_where_there_is_a_folder_and_a_plan_notes_nothing(chain, tmp_path):
+    memory = tmp_path / "runs/.verified.json"
+    training.open_verified(chain.cache, memory)
+    assert not list(tmp_path.iterdir())
+    memory.parent.mkdir()
+    training.open_by_all(World(), chain.cache, memory, plan_only=True)
+    assert not memory.exists()
+    training.open_verified(chain.cache, memory)
+    assert len(json.loads(memory.read_text())) == 7
+    assert open_cache(chain.cache).verify("full", memory) == 0
+
+
+def test_a_note_that_cannot_be_written_stops_nothing(chain, tmp_path, monkeypatch):
+    def full(path, value):
+        raise MachineError("no space")
+
+    monkeypatch.setattr("pcrl_cli.data.cache.write_json", full)
+    assert training.open_verified(chain.cache, tmp_path / ".verified.json").path == chain.cache
+
+
+def test_asking_for_a_finished_result_writes_nothing(chain, tmp_path):
+    settings = pretrain_settings(layers=pretrain_layers())[0]
+    ask = partial(training.finished_result, verb="pretrain", settings=settings, model=PretrainResult)
+    assert ask(tmp_path / "new", fingerprint="f") is None
+    assert not list(tmp_path.iterdir())
+    half = Run.open(tmp_path / "half", "pretrain", settings.model_dump(mode="json"), "f", "", False)
+    (half.folder / "config.yaml").unlink()
+    before = contents(tmp_path)
+    assert ask(half.folder, fingerprint="f") is None
+    with pytest.raises(ConfigError, match="other settings"):
+        ask(half.folder, fingerprint="g")
+    assert contents(tmp_path) == before
+    record = Run.load(chain.pretrained.run).record
+    assert ask(chain.pretrained.run, fingerprint=record["fingerprint"]) == chain.pretrained
+
+
+def test_a_plan_counts_the_caches_own_crops(chain):
+    shapes = cost.item_shapes(open_cache(chain.cache), "pairs")
+    assert shapes["globals"] == (2, 1, 32, 32, 16)
+    assert shapes["locals_sub"] == (2, 1, 16, 16, 16)
+    config = pcrlv2.Config(width=4, poolings=2)
+    ours = cost.step_flops(config, 4, shapes=shapes)
+    plan = pretrain(
+        workspace=chain.workspace, layers=pretrain_layers(learner={"width": 4, "poolings": 2}), dry_run=True
+    )
+    assert plan.figures["tflop per step"] == round(ours / 1e12, 3)
+    assert 4 < cost.step_flops(config, 4) / ours < 8  # the paper's globals are 8 times as large
+
+
+def test_a_method_whose_steps_are_not_counted_is_planned_without_their_price(chain, monkeypatch):
+    monkeypatch.setattr(cost, "Config", type("Other", (), {}))
+    plan = pretrain(workspace=chain.workspace, layers=pretrain_layers(4), dry_run=True)
+    assert plan.figures["steps"] == 4
+    assert "tflop per step" not in plan.figures
+
+
+def probes(chain, monkeypatch, steps, cache=None, **more) -> list[int] | None:
+    """After which steps a run with two steps an epoch would probe; None: never."""
+    monkeypatch.setattr(stage, "probe_features", lambda *a: ({"knn_auroc": 0.5}, ()))
+    settings = pretrain_settings(layers=pretrain_layers(steps, **more))[0]
+    opened = cache or open_cache(chain.cache)
+    cases, learner = opened.cases(patients=training_patients(opened, 0.5)), stage.build_learner(settings, opened)
+    loader = Loader(opened, "pairs", settings.learner.arrays, cases, 4, 0, torch.device("cpu"))
+    assert loader.steps_per_epoch == 2
+    validate = stage._probing(settings, learner, opened, loader.device, loader)
+    return None if validate is None else [s for s in range(1, steps + 1) if validate(learner, s)]
+
+
+def test_probing_fires_at_epoch_ends_only(chain, monkeypatch):
+    assert probes(chain, monkeypatch, 7, probe_every_epochs=1) == [2, 4, 6]
+    assert probes(chain, monkeypatch, 9, probe_every_epochs=2) == [4, 8]
+    assert probes(chain, monkeypatch, 9, probe_every_epochs=0) is None
+
+
+def test_by_default_long_runs_probe_every_tenth_of_their_epochs(chain, monkeypatch):
+    assert probes(chain, monkeypatch, 19) is None
+    assert probes(chain, monkeypatch, 20) == list(range(2, 21, 2))
+    assert probes(chain, monkeypatch, 61) == list(range(6, 61, 6))
+
+
+def test_a_cache_without_labels_of_both_classes_is_not_probed_unless_asked_for(chain, monkeypatch):
+    opened = open_cache(chain.cache)
+    without = [{**r, "arrays": {"pairs": r["arrays"]["pairs"]}} for r in opened.manifest["cases"]]
+    unlabelled = dataclasses.replace(opened, manifest={**opened.manifest, "cases": without})
+    assert probes(chain, monkeypatch, 20, unlabelled) is None
+    with pytest.raises(ConfigError, match=r"holds no candidates\); leave --probe-every out"):
+        probes(chain, monkeypatch, 20, unlabelled, probe_every_epochs=1)
+    nobody = dataclasses.replace(opened, split=opened.split.model_copy(update={"val": ()}))
+    assert probes(chain, monkeypatch, 20, nobody) is None
+    with pytest.raises(ConfigError, match="the val part lacks candidates of one class"):
+        probes(chain, monkeypatch, 20, nobody, probe_every_epochs=1)
 
 
 def test_probing_while_training_logs_both_probes(chain, tmp_path):

@@ -60,7 +60,7 @@ def test_a_torch_export_loads_without_pickle(chain, image, tmp_path, name, forma
     result = export(chain.pretrained.run, tmp_path / name, format=format)
     content = torch.load(result.file, weights_only=True)
     encoder = UNet3dEncoder(1, 4, 5).eval()
-    encoder.load_state_dict(content["state_dict"])
+    encoder.load_state_dict(content)
     assert torch.equal(encoder(image)[-1], run_features(chain, image))
     assert json.loads(content["pcrl"])["schema_"] == "pcrl.weights/1"
 

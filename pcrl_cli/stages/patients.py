@@ -1,0 +1,37 @@
+"""Who was trained on: what weights remember of patients, and how they are recognised in another cache.
+
+A patient is known by the data set's name and the patient's, and by the voxels of each scan, since the same scan may come
+through another reader or another table of patients.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from pcrl_cli.core.contract import Patients
+from pcrl_cli.data.cache import Cache
+
+
+def hashed(cache: Cache, patients: Sequence[str], salt: str, selected: Sequence[str] = ()) -> Patients:
+    """The salted hashes of patients that were trained on, and of those that an epoch was selected by."""
+    chosen_by = [*_names(cache, selected), *_scans(cache, selected)]
+    return Patients.of(_names(cache, patients), salt, scans=_scans(cache, patients), selected=chosen_by)
+
+
+def seen(known: Patients, cache: Cache, patients: Iterable[str], selected_too: bool = False) -> list[str]:
+    """Those of a cache's patients that are known by name or by one of their scans."""
+    return [
+        patient
+        for patient in patients
+        if known.knows([*_names(cache, [patient]), *_scans(cache, [patient])], selected_too)
+    ]
+
+
+def _names(cache: Cache, patients: Sequence[str]) -> list[str]:
+    """With the data set's name, since patients such as `case1` are not unique."""
+    reader = cache.manifest["reader"]["name"]
+    return [f"{reader}:{patient}" for patient in patients]
+
+
+def _scans(cache: Cache, patients: Sequence[str]) -> list[str]:
+    wanted = set(patients)
+    records = cache.manifest["cases"]
+    return [f"scan:{r['scan_id']}" for r in records if r["patient"] in wanted and r.get("scan_id")]
