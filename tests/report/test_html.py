@@ -73,7 +73,7 @@ def test_the_page_parses_and_every_tag_closes_in_order():
     page = Page(render(sample()))
     assert [a["id"] for a in page.named("section")] == ["s1", "s2", "s3"]
     assert [a["href"] for a in page.named("a")] == ["#s1", "#s2", "#s3"]
-    assert page.named("meta")[1]["content"].startswith("width=device-width")
+    assert any(m.get("content", "").startswith("width=device-width") for m in page.named("meta"))
 
 
 def test_the_page_needs_no_network_and_runs_no_script():
@@ -82,7 +82,7 @@ def test_the_page_needs_no_network_and_runs_no_script():
     page = Page(text)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object"})
     assert all(a["src"].startswith("data:image/") for a in page.named("img"))
-    assert "default-src 'none'" in page.named("meta")[2]["content"]
+    assert any("default-src 'none'" in m.get("content", "") for m in page.named("meta"))
 
 
 @pytest.mark.parametrize("where", ["title", "subtitle", "heading", "text", "name", "cell", "caption", "note", "reason"])

@@ -62,7 +62,7 @@ def test_a_torch_export_loads_without_pickle(chain, image, tmp_path, name, forma
     encoder = UNet3dEncoder(1, 4, 5).eval()
     encoder.load_state_dict(content)
     assert torch.equal(encoder(image)[-1], run_features(chain, image))
-    assert json.loads(content["pcrl"])["schema_"] == "pcrl.weights/1"
+    assert json.loads((tmp_path / f"{name}.json").read_text())["schema_"] == "pcrl.weights/1"
 
 
 def test_an_export_can_be_exported_and_fine_tuned_runs_too(chain, exported, tmp_path):
