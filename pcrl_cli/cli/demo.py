@@ -14,7 +14,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="Workspace to make")] = Path("demo"),
     patients: Annotated[int, typer.Option("--patients", min=5, help="Scans to make")] = 40,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Of pre-training")] = 40,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of fine-tuning")] = 8,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of fine-tuning")] = 12,
     width: Annotated[int, typer.Option("--width", min=1, help="Base number of filters")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     json: options.Json = False,

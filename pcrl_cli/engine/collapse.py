@@ -9,16 +9,17 @@ CHECKS = 3
 RANK_SHARE, RANK_FLOOR, STD_SHARE = 0.05, 2.0, 0.1
 
 
-def thresholds(n: int, c: int) -> tuple[float, float]:
+def thresholds(n: int, c: int, exported: bool = True) -> tuple[float, float]:
     """Below which rank and which std n features of c channels count as collapsed.
 
-    Rank: 5 % of the directions that n centred vectors can fill, min(c, n - 1), but at least 2: features with a
-    smaller effective rank vary along one line. A quarter of the directions where they are fewer than 8, since the two
-    views of a sample should agree and then fill only half of them. Std: 0.1 / sqrt(c), a tenth of what spread-out
-    features have.
+    Rank: 5 % of the directions that n centred vectors can fill, min(c, n - 1). For features that are exported, the
+    encoder's, it is 2 at least, since features with a smaller effective rank vary along one line; a quarter of the
+    directions where they are fewer than 8, since the two views of a sample should agree and then fill only half of
+    them. A head's own v_i may vary along one line in a sound run: at the finest scales it does (docs/stability.md).
+    Std: 0.1 / sqrt(c), a tenth of what spread-out features have.
     """
     directions = min(c, n - 1)
-    floor = min(RANK_FLOOR, directions / 4)
+    floor = min(RANK_FLOOR, directions / 4) if exported else 0.0
     return max(floor, RANK_SHARE * directions), STD_SHARE / c**0.5
 
 
@@ -30,7 +31,8 @@ def measure(watched: dict[str, Watched]) -> dict[str, float]:
     """
     figures: dict[str, float] = {}
     for name, features in watched.items():
-        rank_min, std_min = thresholds(*features.after.shape)
+        n, c = features.after.shape
+        rank_min, std_min = thresholds(n, c, exported=features.after is features.before)
         figures[f"rank/{name}"] = float(effective_rank(features.after))
         figures[f"std/{name}"] = float(feature_std(features.before))
         if features.after is not features.before:

@@ -37,7 +37,7 @@ def demo(
     *,
     patients: int = 40,
     pretrain_steps: int = 40,
-    finetune_epochs: int = 8,
+    finetune_epochs: int = 12,
     width: int = 4,
     ratio: float = 0.4,
     seed: int = 0,
