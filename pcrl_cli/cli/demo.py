@@ -13,7 +13,7 @@ def command(
     task: Annotated[str, typer.Option("--task", metavar="luna", help="Which chain")] = "luna",
     out: Annotated[Path, typer.Option("--out", help="Workspace to make")] = Path("demo"),
     patients: Annotated[int, typer.Option("--patients", min=5, help="Scans to make")] = 40,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Of pre-training")] = 40,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Of pre-training")] = 60,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of fine-tuning")] = 12,
     width: Annotated[int, typer.Option("--width", min=1, help="Base number of filters")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,

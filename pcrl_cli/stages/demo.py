@@ -36,7 +36,7 @@ def demo(
     out: Path,
     *,
     patients: int = 40,
-    pretrain_steps: int = 40,
+    pretrain_steps: int = 60,
     finetune_epochs: int = 12,
     width: int = 4,
     ratio: float = 0.4,
