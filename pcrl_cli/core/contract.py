@@ -1,7 +1,7 @@
 """What weights promise: the architecture that must match, and the data that may differ but must be reported."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pcrl_cli.core.config import Settings
@@ -49,8 +49,12 @@ class Patients(Settings):
 
     def knows(self, names: Iterable[str], selected_too: bool = False) -> bool:
         """Whether one of these names of one patient or of their scans is among the hashed."""
+        return bool(self.among({"": names}, selected_too))
+
+    def among(self, names: Mapping[str, Iterable[str]], selected_too: bool = False) -> list[str]:
+        """Those patients, of their own and their scans' names by patient, of whom one name is among the hashed."""
         known = {*self.hashes, *self.scans, *(self.selected if selected_too else ())}
-        return any(_hash(self.salt, name) in known for name in names)
+        return [patient for patient, own in names.items() if any(_hash(self.salt, name) in known for name in own)]
 
     def joined(self, other: "Patients") -> "Patients":
         """Both; the salts must be equal."""

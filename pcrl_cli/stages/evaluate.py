@@ -25,6 +25,7 @@ from pcrl_cli.data.volume import Intensity, prepare
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import Device, resolve_device
+from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.pure.crops import block_at, contains
 from pcrl_cli.pure.froc import Froc, ScanFindings, froc
 from pcrl_cli.pure.metrics import Interval, clustered_bootstrap, delong
@@ -137,7 +138,8 @@ def evaluate(
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     external = opened.path.resolve() != own
     same = training.manifest_digest(opened) == opened_run.record["cache_fingerprint"]
-    notes = _leaks(opened_run, opened, split, settings, external and not same) + _differences(opened_run, opened)
+    contract = read_weights(opened_run.weights_path()).contract
+    notes = _leaks(contract, opened, split, settings, external and not same) + _differences(contract, opened)
     notes += unfinished(folder) + _few(opened, split) + _froc_notes(opened)
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
@@ -200,15 +202,15 @@ def _own_cache(run: Run, needed: bool) -> Path:
     return path
 
 
-def _differences(run: Run, cache: Cache) -> list[str]:
+def _differences(contract: Contract, cache: Cache) -> list[str]:
     """Where the cache's images differ from what the run was trained on."""
-    saw, now = _trained_on(run).domain.model_dump(), training.domain_of(cache).model_dump()
+    saw, now = contract.domain.model_dump(), training.domain_of(cache).model_dump()
     return [
         f"{key}: the run was trained on {saw[key]}, {cache.path} has {now[key]}" for key in saw if saw[key] != now[key]
     ]
 
 
-def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings, external: bool) -> list[str]:
+def _leaks(contract: Contract, cache: Cache, split: SplitName, settings: FinetuneSettings, external: bool) -> list[str]:
     """Patients of the part that pre-training or fine-tuning saw; the rule of `finetune`, for external tests too.
 
     external: the cache is not the run's own, where the parts `train` and `all` hold its patients by definition, and
@@ -217,7 +219,7 @@ def _leaks(run: Run, cache: Cache, split: SplitName, settings: FinetuneSettings,
     Raises:
         ConfigError: there are some, and the run was not made with --allow-overlap.
     """
-    known, names = _trained_on(run).patients, cache.split.part(split)
+    known, names = contract.patients, cache.split.part(split)
     if split in ("train", "all") and not external:
         return [
             f"the {split} part holds patients that the run was trained on: these numbers say nothing about new patients"
@@ -252,12 +254,6 @@ def _froc_notes(cache: Cache) -> list[str]:
     return [
         "annotations_excluded.csv was not there: findings that LUNA16 ignores count as false positives in FROC and CPM"
     ]
-
-
-def _trained_on(run: Run) -> Contract:
-    from pcrl_cli.networks.transfer import read_weights
-
-    return read_weights(run.weights_path()).contract
 
 
 def _score(task: Task, cache: Cache, group: str, split: SplitName, device: torch.device) -> Scored:

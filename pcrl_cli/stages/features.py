@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from pcrl_cli.data.cache import Cache
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.stages import training
+from pcrl_cli.stages.predictions import decoded
 from pcrl_cli.tasks import TASKS
 
 BATCH = 16
@@ -49,7 +49,7 @@ def extract(
                     blocks = {"blocks": torch.from_numpy(items["blocks"][rows]).to(device)}
                     values.append(gap(encoder(task.centre(blocks))[-1]).cpu().numpy())
                 label.append(items["label"])
-                names += [_text(name) for name in items["id"]]
+                names += decoded(items["id"])
                 patients += [records[case]["patient"]] * len(items["label"])
                 where += [part] * len(items["label"])
     encoder.train(was_training)
@@ -57,7 +57,3 @@ def extract(
     return Features(
         joined, np.concatenate(label).astype(np.int64) if label else np.zeros(0, np.int64), names, patients, where
     )
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)

@@ -151,15 +151,11 @@ def _finetune(
     overlap = check_overlap(loaded, opened, settings, listener)
     if dry_run:
         figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": settings.weights or "scratch"}
-        state = training.state_of(out, fingerprint)
-        return Plan(verb="finetune", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
-    done = None
+        return training.plan("finetune", out, settings, fingerprint, figures)
     if not overwrite:
-        look = partial(training.finished_result, out, "finetune", settings, fingerprint, FinetuneResult)
-        done = world.first(look, look)
-    if done is not None:
-        listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
-        return done
+        done = training.already_done(world, out, "finetune", settings, fingerprint, FinetuneResult, listener)
+        if done is not None:
+            return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
     return _train(settings, opened, loaded, overlap, open_run, out, device, cache_on, world, listener)
 

@@ -7,7 +7,7 @@ through another reader or another table of patients.
 from collections.abc import Iterable, Sequence
 
 from pcrl_cli.core.contract import Patients
-from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.cache import Cache, Record
 
 
 def hashed(cache: Cache, patients: Sequence[str], salt: str, selected: Sequence[str] = ()) -> Patients:
@@ -18,20 +18,29 @@ def hashed(cache: Cache, patients: Sequence[str], salt: str, selected: Sequence[
 
 def seen(known: Patients, cache: Cache, patients: Iterable[str], selected_too: bool = False) -> list[str]:
     """Those of a cache's patients that are known by name or by one of their scans."""
-    return [
-        patient
-        for patient in patients
-        if known.knows([*_names(cache, [patient]), *_scans(cache, [patient])], selected_too)
-    ]
+    reader = cache.manifest["reader"]["name"]
+    names = {patient: [_name(reader, patient)] for patient in patients}
+    for record in cache.manifest["cases"]:
+        if record["patient"] in names and record.get("scan_id"):
+            names[record["patient"]].append(_scan(record))
+    return known.among(names, selected_too)
 
 
 def _names(cache: Cache, patients: Sequence[str]) -> list[str]:
     """With the data set's name, since patients such as `case1` are not unique."""
     reader = cache.manifest["reader"]["name"]
-    return [f"{reader}:{patient}" for patient in patients]
+    return [_name(reader, patient) for patient in patients]
 
 
 def _scans(cache: Cache, patients: Sequence[str]) -> list[str]:
     wanted = set(patients)
     records = cache.manifest["cases"]
-    return [f"scan:{r['scan_id']}" for r in records if r["patient"] in wanted and r.get("scan_id")]
+    return [_scan(record) for record in records if record["patient"] in wanted and record.get("scan_id")]
+
+
+def _name(reader: str, patient: str) -> str:
+    return f"{reader}:{patient}"
+
+
+def _scan(record: Record) -> str:
+    return f"scan:{record['scan_id']}"

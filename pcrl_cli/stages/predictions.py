@@ -26,6 +26,11 @@ class Predictions:
     world: Float64[np.ndarray, "n 3"]
 
 
+def decoded(ids: np.ndarray) -> list[str]:
+    """Names as text; a cache stores them as UTF-8 bytes."""
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in ids]
+
+
 def predict_part(
     task: Task, cache: Cache, group: str, cases: Sequence[str], device: torch.device, batch: int = BATCH
 ) -> Predictions:
@@ -35,7 +40,7 @@ def predict_part(
     for case in cases:
         items = cache.read(group, ("blocks", "label", "id", "world"), [case]).arrays
         n = len(items["label"])
-        names += [name.decode() if isinstance(name, bytes) else str(name) for name in items["id"]]
+        names += decoded(items["id"])
         of_case += [case] * n
         patients += [records[case]["patient"]] * n
         labels.append(items["label"].astype(np.int64))

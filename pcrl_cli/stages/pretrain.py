@@ -140,15 +140,11 @@ def _pretrain(
     out = out or workspace.run("pretrain", path.name, fingerprint)
     if dry_run:
         figures = _cost(settings, opened, device)
-        state = training.state_of(out, fingerprint)
-        return Plan(verb="pretrain", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
-    done = None
+        return training.plan("pretrain", out, settings, fingerprint, figures)
     if not overwrite:
-        look = partial(training.finished_result, out, "pretrain", settings, fingerprint, PretrainResult)
-        done = world.first(look, look)
-    if done is not None:
-        listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
-        return done
+        done = training.already_done(world, out, "pretrain", settings, fingerprint, PretrainResult, listener)
+        if done is not None:
+            return done
     open_run = partial(training.open_run, out, "pretrain", settings, fingerprint, overwrite)
     return _train(settings, opened, open_run, out, device, cache_on, world, listener)
 

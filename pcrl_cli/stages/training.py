@@ -25,7 +25,7 @@ from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
 from pcrl_cli.networks.transfer import contract_metadata
-from pcrl_cli.stages.results import Result
+from pcrl_cli.stages.results import Plan, Result
 
 AnyResult = TypeVar("AnyResult", bound=Result)
 OpenRun = Callable[[], Run]
@@ -168,6 +168,29 @@ def finished_result(
         raise IntegrityError(
             f"{out / 'run.json'} holds a result of another version of pcrl; use that version, or --overwrite"
         ) from None
+
+
+def already_done(
+    world: World,
+    out: Path,
+    verb: str,
+    settings: Settings,
+    fingerprint: str,
+    model: type[AnyResult],
+    listener: Listener,
+) -> AnyResult | None:
+    """`finished_result` on every rank, rank 0 first, and a word about it."""
+    look = partial(finished_result, out, verb, settings, fingerprint, model)
+    done = world.first(look, look)
+    if done is not None:
+        listener.say(f"{out} is finished with these settings; nothing to do (--overwrite to redo it)")
+    return done
+
+
+def plan(verb: str, out: Path, settings: Settings, fingerprint: str, figures: dict[str, Any]) -> Plan:
+    """What `--dry-run` answers."""
+    state = state_of(out, fingerprint)
+    return Plan(verb=verb, out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
 
 
 def open_run(out: Path, verb: str, settings: Settings, fingerprint: str, overwrite: bool) -> Run:
