@@ -196,14 +196,18 @@ def test_losses_are_deterministic(case):
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # what torch says when oneDNN's flags are set
 @every
 def test_bfloat16_autocast_gives_finite_float32_terms_and_finite_gradients(case):
     learner, batch = build(case), batch_of(case)
     views = views_at(learner, batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        terms = learner.losses(views, NOW)
-    assert all(t.dtype == torch.float32 and torch.isfinite(t) for t in terms.values())
-    total(terms).backward()
+    # without oneDNN, whose bf16 weight gradients at 2x2x2 voxels are memory that nobody wrote (docs/LOG.md): it is the
+    # learner that is asked here, and pcrl itself refuses bf16 on a CPU
+    with torch.backends.mkldnn.flags(enabled=False):
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = learner.losses(views, NOW)
+        assert all(t.dtype == torch.float32 and torch.isfinite(t) for t in terms.values())
+        total(terms).backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
 
 

@@ -25,9 +25,11 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 
 def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """As from a terminal: in a group of its own, and hearing Ctrl-C also where the tests run in the background."""
     return subprocess.Popen(
         [*PCRL, *map(str, arguments)],
         env=ENVIRONMENT, cwd=cwd, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def test_ctrl_c_while_preparing_keeps_what_is_finished_and_leaves_no_orphan(chai
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     finished = len(list(out.glob("shards/*.h5")))
     assert 1 <= finished < 7
-    assert len(json.loads((out / "manifest.json").read_text())["cases"]) == finished
+    assert len(json.loads((out / "manifest.json").read_text("utf-8"))["cases"]) == finished
     again = prep("luna", data=chain.raw, out=out, layers=prep_layers(), jobs=1)
     assert (again.made, again.skipped) == (7 - finished, finished)
     assert contents(out) == contents(chain.cache)

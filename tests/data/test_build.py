@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 def read(case: Case) -> Prepared:
     """A scan from a `.txt` that says its seed, or what is wrong with it."""
-    word = case.path.read_text().strip()
+    word = case.path.read_text("utf-8").strip()
     if word == "torch":
         raise DataError(f"torch loaded: {'torch' in sys.modules}")
     if word == "torn":
@@ -84,7 +84,7 @@ def test_a_build_opens_as_a_cache(tmp_path):
     assert cache.read("pairs", ["globals", "boxes"], cache.cases()).arrays["globals"].shape == (6, 2, 1, 8, 8, 4)
     assert cache.read("candidates", ["id"], ["scan1"]).arrays["id"].tolist() == [b"x", b"y", b"z"]
     assert cache.manifest["totals"]["counts"]["candidates"]["candidates_0"] == 6
-    assert (tmp_path / "out" / "bad_cases.jsonl").read_text() == ""
+    assert (tmp_path / "out" / "bad_cases.jsonl").read_text("utf-8") == ""
 
 
 def test_bytes_do_not_depend_on_jobs_order_or_time(tmp_path):
@@ -192,10 +192,10 @@ def test_a_record_of_before_there_were_ids_is_made_again(tmp_path):
     cases = make_cases(tmp_path / "raw", ["1"])
     run(cases, tmp_path / "out")
     path = tmp_path / "out" / "shards" / "scan0.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({key: value for key, value in record.items() if key != "scan_id"}))
     assert run(cases, tmp_path / "out").made == ["scan0"]
-    assert json.loads(path.read_text()) == record
+    assert json.loads(path.read_text("utf-8")) == record
 
 
 def test_a_refusal_is_recorded_with_its_kind_and_counts(tmp_path):
@@ -211,7 +211,7 @@ def test_a_refusal_is_recorded_with_its_kind_and_counts(tmp_path):
         return replace(read(case), background=1e6)
 
     build(cases[2:3], airy, [strict], tmp_path / "airy", HEADER, jobs=1)
-    record = json.loads((tmp_path / "airy" / "shards" / "scan2.bad.json").read_text())
+    record = json.loads((tmp_path / "airy" / "shards" / "scan2.bad.json").read_text("utf-8"))
     assert record["slug"] == "no_crops"
     assert record["counts"]["pairs"] == {
         "tried": 3, "kept": 0, "refused_iou": 0, "refused_background": 3, "unfit_sizes": 0,
@@ -258,7 +258,7 @@ def test_one_bad_scan_does_not_stop_the_others(tmp_path):
     cases = make_cases(tmp_path / "raw", ["small", "2", "torn", "4"])
     assert list(run(cases, tmp_path / "out").bad) == ["scan0", "scan2"]
     assert open_cache(tmp_path / "out").cases() == ("scan1", "scan3")
-    lines = [json.loads(line) for line in (tmp_path / "out" / "bad_cases.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "bad_cases.jsonl").read_text("utf-8").splitlines()]
     assert [(line["case"], line["reason"][:4]) for line in lines] == [("scan0", "too "), ("scan2", "torn")]
 
 
@@ -377,7 +377,7 @@ def members(group: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+            state, _, pgrp = stat.read_text("utf-8").rpartition(")")[2].split()[:3]
         except OSError:
             continue
         if int(pgrp) == group and state != "Z":

@@ -139,7 +139,7 @@ def test_items_are_chunks_and_raw(folder):
 
 
 def test_the_manifest_is_gathered_from_the_records(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     assert manifest["schema"] == "pcrl.cache/1"
     assert manifest["reader"] == "test"
     assert [record["case"] for record in manifest["cases"]] == ["a", "b", "c", "d"]
@@ -156,13 +156,13 @@ def test_a_case_refused_later_leaves_the_cache_and_comes_back_when_it_succeeds(f
     write_bad(folder, "a", "too small", facts("a"))
     assert [r["case"] for r in gather_manifest(folder, HEADER)["cases"]] == ["b", "c", "d"]
     line = {"case": "a", "patient": "p-a", "reason": "too small"}
-    assert [json.loads(text) for text in (folder / "bad_cases.jsonl").read_text().splitlines()] == [line]
+    assert [json.loads(text) for text in (folder / "bad_cases.jsonl").read_text("utf-8").splitlines()] == [line]
     row = {**line, "slug": "unusable", "counts": {}}
     assert open_cache(folder).refused == (row,)
     write_shard(folder, "a", {"candidates": drawn("a", 3)}, facts("a"))
     assert len(gather_manifest(folder, HEADER)["cases"]) == 4
     assert open_cache(folder).refused == ()
-    assert (folder / "bad_cases.jsonl").read_text() == ""
+    assert (folder / "bad_cases.jsonl").read_text("utf-8") == ""
 
 
 def test_a_case_sealed_while_gathering_is_not_lost(folder, monkeypatch):

@@ -139,7 +139,7 @@ def both(tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     """The folder and what each of two ranks said."""
     folder = tmp_path_factory.mktemp("two")
     multiprocessing.spawn(work, (free_port(), folder), nprocs=RANKS)
-    return folder, [json.loads((folder / f"rank{r}.json").read_text()) for r in range(RANKS)]
+    return folder, [json.loads((folder / f"rank{r}.json").read_text("utf-8")) for r in range(RANKS)]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def flip(path):
 
 
 def other_step(path):
-    path.write_text(path.read_text().replace('"step": 20', '"step": 10'))
+    path.write_text(path.read_text("utf-8").replace('"step": 20', '"step": 10'))
 
 
 TEARS = {
@@ -209,7 +209,7 @@ def test_a_resumed_run_cleans_up_after_a_killed_one(tmp_path):
 
 def test_a_new_run_holds_its_settings_and_is_not_finished(tmp_path):
     run = opened(tmp_path / "a/b", {"lr": 1})
-    assert (tmp_path / "a/b/config.yaml").read_text() == "a: 1\n"
+    assert (tmp_path / "a/b/config.yaml").read_text("utf-8") == "a: 1\n"
     assert not run.finished
     run.finish({"x": 1})
     assert Run.load(tmp_path / "a/b").finished
@@ -252,7 +252,7 @@ def test_overwrite_begins_anew_and_spares_files_that_are_not_the_runs(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     run = opened(tmp_path, {"lr": 2}, "beef", overwrite=True)
     assert names(tmp_path) == ["config.yaml", "notes.txt", "run.json"]
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
     assert run.record["settings"] == {"lr": 2}
 
 
@@ -332,7 +332,7 @@ def test_metrics_stay_json_and_a_torn_last_line_is_left_out(tmp_path):
         file.write('{"step": 2, "a": 1.')
     assert read_metrics(run.metrics_path) == [{"step": 0, "a": None, "b": None, "c": None, "d": 1.5}, {"step": 1}]
     run.rewind_metrics(1)
-    assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [0]
+    assert [json.loads(line)["step"] for line in run.metrics_path.read_text("utf-8").splitlines()] == [0]
 
 
 def test_weights_are_the_best_ones_else_the_last_else_none(tmp_path):

@@ -190,7 +190,7 @@ def test_nan_does_not_pass_as_a_large_loss(tmp_path):
 
 def test_figures_without_a_value_are_null_in_the_metrics(tmp_path):
     trainer(tmp_path, validate=lambda learner, step: {"auroc": None, "other": math.nan}, epochs=1).fit()
-    text = (tmp_path / "metrics.jsonl").read_text()
+    text = (tmp_path / "metrics.jsonl").read_text("utf-8")
     assert "NaN" not in text
     last = json.loads(text.splitlines()[-1])
     assert last["auroc"] is None

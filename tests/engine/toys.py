@@ -134,7 +134,7 @@ def stop_at(*steps: int) -> Callable[[int], None]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 def losses(folder: Path) -> list[tuple[int, Any]]:

@@ -38,7 +38,7 @@ def test_another_process_writes_the_same_bytes_and_fewer_patients_are_the_first_
     assert len(scans) == 4
     assert all(few[name] == all_[name] for name in scans)
     for table in ("annotations.csv", "candidates_V2.csv"):
-        assert (root / table).read_text().startswith((tmp_path / table).read_text())
+        assert (root / table).read_text("utf-8").startswith((tmp_path / table).read_text("utf-8"))
 
 
 def test_another_seed_makes_other_patients():
@@ -56,8 +56,8 @@ def test_the_layout_is_lunas(root, cases):
     assert len(cases) == PATIENTS
     assert sorted(path.name for path in root.iterdir()) == ["annotations.csv", "candidates_V2.csv", "subset0"]
     assert luna.absent_rows(root, cases) == {"candidates_V2.csv": 0, "annotations.csv": 0}
-    assert (root / "annotations.csv").read_text().splitlines()[0] == "seriesuid,coordX,coordY,coordZ,diameter_mm"
-    assert (root / "candidates_V2.csv").read_text().splitlines()[0] == "seriesuid,coordX,coordY,coordZ,class"
+    assert (root / "annotations.csv").read_text("utf-8").splitlines()[0] == "seriesuid,coordX,coordY,coordZ,diameter_mm"
+    assert (root / "candidates_V2.csv").read_text("utf-8").splitlines()[0] == "seriesuid,coordX,coordY,coordZ,class"
     assert all(len(case.id) <= 64 for case in cases)
 
 

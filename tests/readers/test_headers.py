@@ -26,7 +26,7 @@ def scan() -> Volume:
 
 def edit(path, **fields: str) -> None:
     """Replaces (or, given "", removes) lines of a MetaImage header."""
-    text = path.read_text()
+    text = path.read_text("utf-8")
     for key, value in fields.items():
         line = f"{key} = {value}\n" if value else ""
         text = re.sub(rf"^{key} = .*\n", line, text, flags=re.M) if f"{key} =" in text else line + text

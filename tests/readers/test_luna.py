@@ -64,7 +64,7 @@ def test_the_files_of_a_scan_are_the_header_and_the_voxels_that_it_names(root):
     case = next(case for case in luna.cases(root) if case.id == "1.2.4")
     assert luna.files(case) == [case.path, case.path.with_suffix(".raw")]
     case.path.with_suffix(".raw").rename(case.path.with_name("voxels0.raw"))
-    case.path.write_text(case.path.read_text().replace("1.2.4.raw", "voxels0.raw"))
+    case.path.write_text(case.path.read_text("utf-8").replace("1.2.4.raw", "voxels0.raw"))
     (case.path.parent / "1.2.4.9.mhd").write_text("another scan whose name begins the same")
     assert luna.files(case) == [case.path, case.path.with_name("voxels0.raw")]
 

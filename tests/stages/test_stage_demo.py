@@ -45,7 +45,7 @@ def test_scans_of_ones_own_are_never_overwritten(tmp_path):
     (tmp_path / "annotations.csv").write_text("mine")
     with pytest.raises(ConfigError, match="holds scans that this command did not make; choose another --out"):
         make(tmp_path)
-    assert (tmp_path / "annotations.csv").read_text() == "mine"
+    assert (tmp_path / "annotations.csv").read_text("utf-8") == "mine"
 
 
 def test_an_interrupted_making_is_finished(raw):

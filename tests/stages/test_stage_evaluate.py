@@ -53,7 +53,7 @@ def test_the_auroc_is_what_scikit_learn_gets_from_the_table(chain, complete, whi
 
 
 def test_the_written_evaluation_is_the_result(chain):
-    written = json.loads(chain.evaluated.evaluation.read_text())
+    written = json.loads(chain.evaluated.evaluation.read_text("utf-8"))
     assert written == json.loads(json.dumps(chain.evaluated.to_json()))
     assert written["schema"] == "pcrl.evaluate/1"
 
@@ -148,13 +148,13 @@ def test_a_cache_that_is_gone_is_named(chain, tmp_path):
 def test_a_part_of_one_class_gives_null_and_the_reason(chain, tmp_path):
     chest.make(tmp_path / "raw", 3, seed=9)
     table = tmp_path / "raw/candidates_V2.csv"
-    header, *rows = table.read_text().splitlines()
+    header, *rows = table.read_text("utf-8").splitlines()
     table.write_text("\n".join([header, *(row for row in rows if row.endswith(",0"))]) + "\n")
     prep("luna", data=tmp_path / "raw", out=tmp_path / "c", layers=prep_layers(1, negatives=99), jobs=1)
     result = evaluate(chain.tuned.run, tmp_path / "c", workspace=chain.workspace)
     assert result.auroc.value is None
     assert "class" in result.auroc.reason
-    assert "null" in result.report.read_text() or result.auroc.reason in result.report.read_text()
+    assert "null" in result.report.read_text("utf-8") or result.auroc.reason in result.report.read_text("utf-8")
     with pytest.raises(ThresholdError, match=r"auroc is null \(.*\), so --fail-under auroc=0.1 is not met"):
         require(result, {"auroc": 0.1})
 

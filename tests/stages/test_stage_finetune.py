@@ -184,7 +184,7 @@ def test_a_cache_without_candidates_is_refused(chain, tmp_path):
 def test_labels_of_one_class_teach_nothing(chain, tmp_path):
     shutil.copytree(chain.raw, tmp_path / "raw")
     table = tmp_path / "raw/candidates_V2.csv"
-    header, *rows = table.read_text().splitlines()
+    header, *rows = table.read_text("utf-8").splitlines()
     table.write_text("\n".join([header, *(row for row in rows if row.endswith(",1"))]) + "\n")
     prep("luna", data=tmp_path / "raw", out=tmp_path / "c", layers=prep_layers(1), jobs=1)
     with pytest.raises(DataError, match="and 0 others, so there is nothing to learn"):

@@ -27,8 +27,8 @@ def test_a_scan_that_comes_through_another_reader_is_still_a_leak(chain, tmp_pat
 
 
 def test_froc_is_null_when_scans_of_the_part_were_refused(chain, tmp_path, monkeypatch):
-    manifest = json.loads((chain.cache / "manifest.json").read_text())
-    split = json.loads((chain.cache / "split.json").read_text())
+    manifest = json.loads((chain.cache / "manifest.json").read_text("utf-8"))
+    split = json.loads((chain.cache / "split.json").read_text("utf-8"))
     manifest["refused"] = [{"case": "x", "patient": split["test"][0], "reason": "torn", "slug": "unreadable"}]
     original = (chain.cache / "manifest.json").read_bytes()
     try:
@@ -74,7 +74,7 @@ def test_an_unfinished_run_is_exported_with_a_word(chain, tmp_path, monkeypatch)
     finally:
         record.write_bytes(original)
     assert "is not finished" in result.notes[0]
-    assert result.notes[0] in result.card.read_text()
+    assert result.notes[0] in result.card.read_text("utf-8")
     assert export(chain.pretrained.run, tmp_path / "f.safetensors").notes == []
 
 
@@ -82,7 +82,7 @@ def test_a_report_replaces_reports_only(chain, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="is no report of pcrl"):
         join_reports([chain.tuned.run], tmp_path / "thesis.txt")
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "thesis.txt").read_text("utf-8") == "years of work"
     for _ in range(2):
         join_reports([chain.tuned.run], tmp_path / "r.html")
 

@@ -120,7 +120,7 @@ def test_bad_scans_are_quarantined_with_their_reasons_and_the_rest_goes_on(partl
     assert (done.made, done.bad) == (1, 4)
     assert done.refused == {"bad_values": 1, "too_small": 2, "unreadable": 1}
     reasons = {"torn": "declares", "nan": "NaN", "slice": "2 or more along each axis", "small": "too small"}
-    lines = [json.loads(line) for line in (tmp_path / "c/bad_cases.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "c/bad_cases.jsonl").read_text("utf-8").splitlines()]
     assert {line["case"] for line in lines} == set(reasons)
     assert all(reasons[line["case"]] in line["reason"] for line in lines)
     assert len(heard.warnings) == 4
@@ -158,7 +158,7 @@ def test_a_mended_scan_is_prepared_by_the_next_call(partly_bad, tmp_path):
 def test_changed_voxels_beside_an_unchanged_header_are_noticed(tmp_path):
     mhd = write_scan(tmp_path / "raw/a.mhd")
     mhd.with_suffix(".raw").rename(tmp_path / "raw/voxels0.raw")
-    mhd.write_text(mhd.read_text().replace("a.raw", "voxels0.raw"))
+    mhd.write_text(mhd.read_text("utf-8").replace("a.raw", "voxels0.raw"))
     options = {"data": tmp_path / "raw", "out": tmp_path / "c", "layers": ONE, "jobs": 1}
     assert prep("folder", **options).made == 1
     (tmp_path / "raw/voxels0.raw").write_bytes(tissue(seed=9).array.tobytes(order="F"))

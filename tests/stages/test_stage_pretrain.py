@@ -232,7 +232,7 @@ def test_hashes_are_noted_where_there_is_a_folder_and_a_plan_notes_nothing(chain
     training.open_by_all(World(), chain.cache, memory, plan_only=True)
     assert not memory.exists()
     training.open_verified(chain.cache, memory)
-    assert len(json.loads(memory.read_text())) == 7
+    assert len(json.loads(memory.read_text("utf-8"))) == 7
     assert open_cache(chain.cache).verify("full", memory) == 0
 
 
@@ -341,6 +341,8 @@ def test_a_shard_that_was_changed_is_an_integrity_error(chain, tmp_path):
 def test_a_cache_of_another_schema_is_refused(chain, tmp_path):
     shutil.copytree(chain.cache, tmp_path / "cache/luna")
     path: Path = tmp_path / "cache/luna/manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": "pcrl.cache/0"}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), "schema": "pcrl.cache/0"}), encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=r"is of schema pcrl.cache/0, and this version reads pcrl.cache/1"):
         pretrain(workspace=Workspace(tmp_path), layers=pretrain_layers())

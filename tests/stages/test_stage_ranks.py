@@ -23,7 +23,7 @@ def work(rank: int, root: Path, caches: dict[str, Path]) -> None:
     torch.set_num_threads(1)
     said = {}
     for name, layers in (("damaged", pretrain_layers(1)), ("other", pretrain_layers(2)), ("good", pretrain_layers(1))):
-        port = (root / f"{name}.port").read_text()
+        port = (root / f"{name}.port").read_text("utf-8")
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         try:
             done = pretrain(caches[name], out=root / "r" / name, workspace=Workspace(root), layers=layers, device="cpu")
@@ -51,7 +51,7 @@ def said(chain, tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
             s.bind(("127.0.0.1", 0))
             (root / f"{name}.port").write_text(str(s.getsockname()[1]))
     multiprocessing.spawn(work, (root, caches), nprocs=RANKS)
-    return root, [json.loads((root / f"rank{r}.json").read_text()) for r in range(RANKS)]
+    return root, [json.loads((root / f"rank{r}.json").read_text("utf-8")) for r in range(RANKS)]
 
 
 def test_what_rank_0_refuses_ends_every_rank_and_writes_nothing(said):

@@ -62,7 +62,7 @@ def test_a_torch_export_loads_without_pickle(chain, image, tmp_path, name, forma
     encoder = UNet3dEncoder(1, 4, 5).eval()
     encoder.load_state_dict(content)
     assert torch.equal(encoder(image)[-1], run_features(chain, image))
-    assert json.loads((tmp_path / f"{name}.json").read_text())["schema_"] == "pcrl.weights/1"
+    assert json.loads((tmp_path / f"{name}.json").read_text("utf-8"))["schema_"] == "pcrl.weights/1"
 
 
 def test_an_export_can_be_exported_and_fine_tuned_runs_too(chain, exported, tmp_path):
@@ -73,7 +73,7 @@ def test_an_export_can_be_exported_and_fine_tuned_runs_too(chain, exported, tmp_
 
 
 def test_the_model_card_says_what_the_weights_are(exported):
-    card = exported.with_name(exported.name + ".md").read_text()
+    card = exported.with_name(exported.name + ".md").read_text("utf-8")
     for text in (
         "pcrlv2 (recipe paper) after 3 steps",
         "base width 4, 5 poolings",
@@ -130,7 +130,7 @@ def test_both_probes_score_the_test_part(chain):
 
 def test_a_probe_on_patients_that_were_seen_warns(chain, heard, tmp_path):
     shutil.copytree(chain.cache, tmp_path / "c")
-    split = json.loads((tmp_path / "c/split.json").read_text())
+    split = json.loads((tmp_path / "c/split.json").read_text("utf-8"))
     seen = training_patients(open_cache(chain.cache), 0.5)[0]
     split["train"], split["test"] = [p for p in split["train"] if p != seen], [*split["test"], seen]
     (tmp_path / "c/split.json").write_text(json.dumps(split))
@@ -148,7 +148,7 @@ def test_embedded_features_are_the_encoders(chain, tmp_path):
     np.testing.assert_array_equal(stored["features"], own.values)
     assert stored["features"].shape == (npz.rows, npz.width) == (npz.rows, 64)
     assert set(stored["part"]) == {"train", "val", "test"}
-    header, *rows = (tmp_path / "f.csv").read_text().splitlines()
+    header, *rows = (tmp_path / "f.csv").read_text("utf-8").splitlines()
     assert header.split(",")[:5] == ["id", "patient", "part", "label", "f0"]
     assert [row.split(",")[0] for row in rows] == stored["id"].tolist()
 
@@ -178,7 +178,7 @@ def test_a_report_needs_runs_and_sound_evaluations(chain, tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         join_reports([tmp_path], tmp_path / "r.html")
     shutil.copytree(chain.tuned.run, tmp_path / "run")
-    whole = (tmp_path / "run/evaluation/test/evaluation.json").read_text()
+    whole = (tmp_path / "run/evaluation/test/evaluation.json").read_text("utf-8")
     (tmp_path / "run/evaluation/test/evaluation.json").write_text(whole[:99])
     with pytest.raises(IntegrityError, match="torn"):
         join_reports([tmp_path / "run"], tmp_path / "r.html")
