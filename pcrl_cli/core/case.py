@@ -25,6 +25,20 @@ class Points:
 
 
 @dataclass(frozen=True)
+class ImageRef:
+    """One image of a shard of a 2D data set.
+
+    id: unique in its data set and stable over time. label: a number a class, 1 present, 0 absent, -1 not known (which
+    the loss leaves out).
+    """
+
+    id: str
+    patient: str
+    path: Path
+    label: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
     """One scan of one patient.
 
@@ -34,6 +48,7 @@ class Case:
     points: candidates, for data sets that have them.
     lesions: (k, 4) centre (LPS, mm) and diameter (mm) of every annotated lesion, for data sets that have them.
     excluded: (k, 4) the same of findings that count neither as hit nor as false alarm; a diameter of -1 is unknown.
+    images: of a 2D data set, where a case is a shard of many images; `patient` is empty then.
     """
 
     id: str
@@ -42,3 +57,4 @@ class Case:
     points: Points | None = field(default=None, compare=False)
     lesions: Float64[np.ndarray, "k 4"] | None = field(default=None, compare=False)
     excluded: Float64[np.ndarray, "e 4"] | None = field(default=None, compare=False)
+    images: tuple[ImageRef, ...] = field(default=(), compare=False)

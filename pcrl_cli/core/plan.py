@@ -1,11 +1,12 @@
 """What a method or task wants cached: a crop plan. `data/build` executes plans and knows no method."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int8, UInt8
 
 from pcrl_cli.core.case import Case
 
@@ -26,6 +27,21 @@ class Prepared:
     direction: Float64[np.ndarray, "3 3"]
     background: float
     air: float
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of one shard of a 2D data set, grey and of one size, without those that could not be read.
+
+    label: 1 present, 0 absent, -1 not known. bad: why, by the id of the image. scan_ids: one an image, for leaks.
+    """
+
+    image: UInt8[np.ndarray, "n 1 s s"]
+    id: tuple[str, ...]
+    patient: tuple[str, ...]
+    label: Int8[np.ndarray, "n k"]
+    bad: Mapping[str, str]
+    scan_ids: tuple[str, ...]
 
 
 @dataclass

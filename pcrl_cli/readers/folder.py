@@ -1,7 +1,6 @@
 """One's own scans: a tree of NIfTI, MetaImage and NRRD files and DICOM series, in any arrangement."""
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.tables import patients_by, require_folder, safe_name
+from pcrl_cli.readers.tables import patients_by, require_folder, safe_name, walk_files
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
@@ -100,7 +99,7 @@ def files(case: Case) -> list[Path]:
 
 
 def _find(root: Path) -> Iterator[_Found]:
-    for here, names in _walk(root):
+    for here, names in walk_files(root):
         others = []
         for name in names:
             path = here / name
@@ -111,13 +110,6 @@ def _find(root: Path) -> Iterator[_Found]:
                 yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):
             yield from _find_series(here, here.relative_to(root).as_posix())
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder and the names of its files, sorted, without what is hidden."""
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
 
 
 def _find_series(folder: Path, where: str) -> Iterator[_Found]:
@@ -133,7 +125,7 @@ def _find_series(folder: Path, where: str) -> Iterator[_Found]:
 
 def _masks(root: Path) -> list[str]:
     """The image files that are named like masks, by their paths below the root."""
-    paths = (here / name for here, names in _walk(root) for name in names)
+    paths = (here / name for here, names in walk_files(root) for name in names)
     return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and _is_mask(path)]
 
 
