@@ -194,7 +194,8 @@ def _exposed(rng: np.random.Generator, density: Field) -> UInt8[np.ndarray, "row
 def _anatomy(rng: np.random.Generator, body: _Body, u: Field, v: Field, wide: float, flat: float) -> _Canvas:
     """A healthy chest; `wide` stretches the heart, `flat` (0 .. 1) inflates the lungs and flattens the diaphragm."""
     lung = {side: _lung(body, u, v, side, flat) for side in (-1, 1)}
-    torso = _edge((1 - (np.abs(u / np.float32(0.98)) ** 4 + np.abs(v / np.float32(1.5)) ** 4)) * np.float32(0.3), 0.1)
+    across, along = (u / np.float32(0.98)) ** 2, (v / np.float32(1.5)) ** 2
+    torso = _edge((1 - across**2 - along**2) * np.float32(0.3), 0.1)
     density = np.float32(0.56 + body.fat) * torso + np.float32(0.06) * _smooth(rng, 5)
     inside = np.maximum(_edge(lung[-1]), _edge(lung[1]))
     air = np.float32(0.2 - 0.09 * flat) + np.float32(0.03) * _smooth(rng, 24)

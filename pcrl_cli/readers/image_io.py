@@ -172,10 +172,11 @@ def _of_dicom(path: Path) -> "Image":
                 f"{path} is deflated as a whole, which may hide any size: convert it first.", slug="unreadable"
             )
         data = dcmread(path)
+        if "PixelData" not in data or "Rows" not in data:
+            raise DataError(f"{path} holds no pixels: copy it again or leave it out.", slug="unreadable")
         frames = int(data.get("NumberOfFrames", 1) or 1)
-        if "PixelData" not in data or "Rows" not in data or frames != 1:
-            what = f"has {frames} frames" if frames != 1 else "has no pixels"
-            raise DataError(f"{path} {what}, so it is no radiograph: leave it out.", slug="unusable")
+        if frames != 1:
+            raise DataError(f"{path} has {frames} frames, so it is no radiograph: leave it out.")
         _check_size(path, int(data.Columns), int(data.Rows))
         if int(data.get("SamplesPerPixel", 1)) == 3:
             return Image.fromarray(_eight_bits(data.pixel_array, int(data.BitsStored))).convert("L")
