@@ -60,7 +60,8 @@ def test_a_column_a_class(root):
     assert folder.classes(table) == ("old", "new")
     assert folder.absent_rows(root, cases, table) == {"labels.csv": 1}
     (said,) = folder.remarks(root, cases, table)
-    assert said.startswith("3 pictures are not in") and "ann/a2.JPG" in said
+    assert said.startswith("3 pictures are not in")
+    assert "ann/a2.JPG" in said
 
 
 def test_names_of_classes_in_one_column(root):
