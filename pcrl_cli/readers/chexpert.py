@@ -90,7 +90,13 @@ def official_parts(root: Path, cases: Iterable[Case]) -> dict[str, OfficialPart]
     return shards.parts_of_patients(parts, " and ".join(TABLES.values()))
 
 
-def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
+def remarks(
+    root: Path,
+    cases: Iterable[Case],
+    uncertain: Uncertain = "zero",
+    view: View = "all",
+    official_split: bool = False,
+) -> list[str]:
     """Sentences that the user should read: repeated rows, observations that nobody has."""
     said = []
     for table in _tables(_home(Path(root))):
@@ -100,7 +106,13 @@ def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
     return [*said, *shards.empty_classes(cases, CLASSES)]
 
 
-def absent_rows(root: Path, cases: Iterable[Case], view: View = "all") -> dict[str, int]:
+def absent_rows(
+    root: Path,
+    cases: Iterable[Case],
+    uncertain: Uncertain = "zero",
+    view: View = "all",
+    official_split: bool = False,
+) -> dict[str, int]:
     """How many images of the view each table lists that are not among `cases`, by the table's name."""
     here = {ref.id for case in cases for ref in case.images}
     tables = _tables(_home(Path(root)))

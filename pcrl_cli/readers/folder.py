@@ -11,6 +11,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
+from pcrl_cli.readers.image_io import PLAIN, dicom_facts
 from pcrl_cli.readers.tables import patients_by, require_folder, safe_name, walk_files
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
@@ -19,9 +20,12 @@ CITATION = "the user's own data"
 LICENSE = "unknown: the user's own data"
 CLASSES: tuple[str, ...] = ()
 MODALITY = "ct"  # unless `--modality mr` says otherwise
+IMAGES = "pcrl_cli.readers.image_folder"
+"""Reads such folders of radiographs."""
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
+_PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
 _MASK = re.compile(r"([_-]seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
 
@@ -33,6 +37,40 @@ class _Found:
     path: Path
     where: str
     patient: str | None = None
+
+
+def module_for(root: Path, labels: Path | None = None) -> str:
+    """The module that reads what lies below `root`: this one volumes, `image_folder` radiographs.
+
+    A table of labels is for radiographs; else PNG and JPEG files say that it is they, and volume files the contrary. DICOM
+    files are radiographs where the first one's modality is theirs (CR, DX, MG, ...).
+
+    Raises:
+        DataError: no folder, nothing in it, or pictures and volumes side by side.
+    """
+    root = require_folder(root, f"{_WHAT} or radiographs")
+    if labels is not None:
+        return IMAGES
+    picture, volume, dicom = None, None, None
+    for folder, names in walk_files(root):
+        for name in names:
+            if suffix(folder / name) in SUFFIXES:
+                volume = volume or folder / name
+            elif name.lower().endswith(PLAIN):
+                picture = picture or folder / name
+            elif dicom is None and is_dicom(folder / name):
+                dicom = folder / name
+    if dicom is not None:
+        if dicom_facts(dicom)[1] in _PLATES:
+            picture = picture or dicom
+        else:
+            volume = volume or dicom
+    if picture and volume:
+        raise DataError(
+            f"{root} holds pictures ({picture.relative_to(root)}) and volumes ({volume.relative_to(root)}), which no one "
+            "cache can hold: put them into two folders, or list the pictures in a table for --labels."
+        )
+    return IMAGES if picture else __name__
 
 
 def cases(root: Path, patients: Path | None = None) -> list[Case]:

@@ -9,16 +9,13 @@ The table is a CSV with a column `path` (below the data folder), maybe `patient`
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from pcrl_cli.core.case import Case, ImageRef
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.plan import Pictures
 from pcrl_cli.readers import shards
-from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.image_io import Aspect, dicom_facts
+from pcrl_cli.readers.image_io import PLAIN, Aspect, dicom_facts
 from pcrl_cli.readers.tables import header_of, patients_by, read_columns, require_folder, walk_files
-from pcrl_cli.readers.volume_io import SUFFIXES as VOLUMES
 from pcrl_cli.readers.volume_io import is_dicom
 
 NAME = "folder"
@@ -32,41 +29,6 @@ OPTIONS = ("labels", "patients")
 _WHAT = "radiographs (PNG, JPEG or single DICOM files)"
 _PATH, _PATIENT, _LABEL = "path", "patient", "label"
 _SAYS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": -1}
-_PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
-
-
-def kind_of(root: Path, labels: Path | None = None) -> Literal["crops", "images"]:
-    """Whether a folder is one of radiographs or of volumes (`readers.folder`).
-
-    With a table of labels it is of radiographs; else PNG and JPEG files say so, and volume files the contrary. DICOM is
-    of radiographs where its first file's modality is (CR, DX, MG, ...).
-
-    Raises:
-        DataError: no folder, nothing in it, or pictures and volumes side by side.
-    """
-    root = require_folder(root, "scans or radiographs")
-    if labels is not None:
-        return "images"
-    picture, volume, dicom = None, None, None
-    for folder, names in walk_files(root):
-        for name in names:
-            if suffix(folder / name) in VOLUMES:
-                volume = volume or folder / name
-            elif name.lower().endswith((".png", ".jpg", ".jpeg")):
-                picture = picture or folder / name
-            elif dicom is None and is_dicom(folder / name):
-                dicom = folder / name
-    if dicom is not None:
-        if dicom_facts(dicom)[1] in _PLATES:
-            picture = picture or dicom
-        else:
-            volume = volume or dicom
-    if picture and volume:
-        raise DataError(
-            f"{root} holds pictures ({picture.relative_to(root)}) and volumes ({volume.relative_to(root)}), which no one "
-            "cache can hold: put them into two folders, or list the pictures in a table for --labels."
-        )
-    return "images" if picture else "crops"
 
 
 def cases(root: Path, labels: Path | None = None, patients: Path | None = None) -> list[Case]:
@@ -117,7 +79,7 @@ def files(case: Case) -> list[Path]:
     return shards.shard_files(case)
 
 
-def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None) -> list[str]:
+def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None, patients: Path | None = None) -> list[str]:
     """Sentences that the user should read: unlisted pictures, classes that nobody has, all of one patient."""
     said, refs = [], [ref for case in cases for ref in case.images]
     if labels is not None:
@@ -125,16 +87,18 @@ def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None) -> li
         if unlisted:
             said.append(f"{len(unlisted)} pictures are not in {labels} (the first: {min(unlisted)}) and were left out")
         said += shards.empty_classes(cases, classes(labels))
-    patients = Counter(ref.patient for ref in refs)
-    if len(patients) == 1 and len(refs) > 1:
+    people = Counter(ref.patient for ref in refs)
+    if len(people) == 1 and len(refs) > 1:
         said.append(
-            f"all {len(refs)} pictures are of one patient ({next(iter(patients))!r}), so all are in one part of the "
+            f"all {len(refs)} pictures are of one patient ({next(iter(people))!r}), so all are in one part of the "
             "split; if they are not, say which is whose with --patients"
         )
     return said
 
 
-def absent_rows(root: Path, cases: Iterable[Case], labels: Path | None = None) -> dict[str, int]:
+def absent_rows(
+    root: Path, cases: Iterable[Case], labels: Path | None = None, patients: Path | None = None
+) -> dict[str, int]:
     """How many pictures the table of labels lists that are not among `cases`, by the table's name."""
     if labels is None:
         return {}
@@ -154,7 +118,7 @@ def _pictures(root: Path) -> dict[str, Path]:
 
 def _patient(path: Path) -> str:
     """The PatientID of a DICOM file; empty for others."""
-    return "" if path.suffix.lower() in (".png", ".jpg", ".jpeg") else dicom_facts(path)[0]
+    return "" if path.suffix.lower() in PLAIN else dicom_facts(path)[0]
 
 
 def _classes(table: Path) -> tuple[tuple[str, ...], bool]:

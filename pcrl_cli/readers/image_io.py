@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 Aspect = Literal["stretch", "pad"]
 """stretch: both sides become the square's, as 2D pipelines commonly do. pad: the longer side does; black is added."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+PLAIN = (".png", ".jpg", ".jpeg")
+SUFFIXES = (*PLAIN, ".dcm", ".dicom")
 MAX_PIXELS = 1 << 26
 """Larger files are refused before anything is decoded; the largest plates give about half of it."""
 

@@ -87,7 +87,7 @@ def official_parts(root: Path, cases: Iterable[Case]) -> dict[str, OfficialPart]
     return shards.parts_of_patients(both, " and ".join(LISTS.values()))
 
 
-def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
+def remarks(root: Path, cases: Iterable[Case], official_split: bool = False) -> list[str]:
     """Sentences that the user should read: unlisted images, repeated rows, findings that nobody has."""
     said, cases = [], list(cases)
     rows, lines = read_columns(_table(Path(root)), _COLUMNS)
@@ -103,7 +103,7 @@ def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
     return [*said, *shards.empty_classes(cases, CLASSES)]
 
 
-def absent_rows(root: Path, cases: Iterable[Case]) -> dict[str, int]:
+def absent_rows(root: Path, cases: Iterable[Case], official_split: bool = False) -> dict[str, int]:
     """How many images the table lists that are not among `cases`, by the table's name."""
     here = {ref.id for case in cases for ref in case.images}
     table = _table(Path(root))

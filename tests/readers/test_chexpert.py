@@ -71,7 +71,7 @@ def test_uncertain_labels_become_what_was_asked(root, uncertain, value):
 def test_views_can_be_chosen(root, view, count):
     cases = chexpert.cases(root, view=view)
     assert len(refs(cases)) == count
-    assert sum(chexpert.absent_rows(root, cases, view).values()) == 0
+    assert sum(chexpert.absent_rows(root, cases, view=view).values()) == 0
 
 
 def test_missing_images_are_counted(root):

@@ -6,6 +6,7 @@ from pictures import ramp, save, save_dicom
 
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
+from pcrl_cli.readers import folder as volumes
 from pcrl_cli.readers import image_folder as folder
 from pcrl_cli.readers.volume_io import write_mhd, write_nifti
 
@@ -124,23 +125,23 @@ def test_pictures_that_are_all_of_one_patient_are_remarked_on(root):
 
 
 def test_a_folder_of_pictures_or_plates_is_one_of_images(root):
-    assert folder.kind_of(root) == "images"
-    assert folder.kind_of(root / "plates") == "images"
+    assert volumes.module_for(root) == volumes.IMAGES == folder.__name__
+    assert volumes.module_for(root / "plates") == volumes.IMAGES == folder.__name__
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mhd"])
 def test_a_folder_of_volumes_is_one_of_crops(tmp_path, name):
     volume(tmp_path / name)
-    assert folder.kind_of(tmp_path) == "crops"
+    assert volumes.module_for(tmp_path) == volumes.__name__
 
 
 def test_a_folder_of_ct_slices_is_one_of_crops(tmp_path):
     save_dicom(tmp_path / "1.dcm", PLATE, Modality="CT")
-    assert folder.kind_of(tmp_path) == "crops"
+    assert volumes.module_for(tmp_path) == volumes.__name__
 
 
 def test_pictures_beside_volumes_are_refused_unless_a_table_lists_them(root):
     volume(root / "ct.nii.gz")
     with pytest.raises(DataError, match=r"holds pictures \(.*\) and volumes \(ct\.nii\.gz\).*two folders"):
-        folder.kind_of(root)
-    assert folder.kind_of(root, labels(root, "path,x\nbob.png,1\n")) == "images"
+        volumes.module_for(root)
+    assert volumes.module_for(root, labels(root, "path,x\nbob.png,1\n")) == volumes.IMAGES == folder.__name__
