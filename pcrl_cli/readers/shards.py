@@ -62,7 +62,9 @@ def read_shard(case: Case, size: int, aspect: Aspect = "stretch") -> Pictures:
     width = len(case.images[0].label) if case.images else 0
     label = np.array([ref.label for ref in kept], np.int8).reshape(len(kept), width)
     names, patients = tuple(ref.id for ref in kept), tuple(ref.patient for ref in kept)
-    return Pictures(image[: len(kept)], names, patients, label, bad, tuple(scan_ids))
+    return Pictures(
+        image=image[: len(kept)], id=names, patient=patients, label=label, bad=bad, scan_ids=tuple(scan_ids)
+    )
 
 
 def shard_files(case: Case) -> list[Path]:

@@ -6,7 +6,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -14,38 +14,41 @@ from pydantic import Field
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan, Drawn, Pictures, Scan
 from pcrl_cli.pure.split import Part
+from pcrl_cli.readers import READERS
 from pcrl_cli.stages.kinds import PrepSettings
 
 UNIT = "images"
+PEAK_BYTES = 800_000_000
+"""A shard of 2048 images of 256 x 256 at its peak; see `peak_bytes`."""
 OF_SOME_READERS = ("uncertain", "view", "official_split")
 """Settings that only some data sets understand; the reader's OPTIONS say which."""
-MAX_SIDE = 1024
+Aspect = Literal["stretch", "pad"]
 
 
 class ImageSettings(PrepSettings):
     """What decides the bytes of a cache of images.
 
     size: rows and columns. aspect: stretch makes both sides the square's, as 2D pipelines commonly do; pad keeps the
-    proportions and adds black. uncertain, view: of CheXpert. official_split: by the data set's own lists.
+    proportions and adds black. uncertain, view: of CheXpert. official_split: parts by the data set's own lists.
+    classes: what the labels are of; taken from the data set.
     """
 
-    size: int = Field(256, ge=8, le=MAX_SIDE)
-    aspect: Literal["stretch", "pad"] = "stretch"
+    size: int = Field(256, ge=8, le=1024)
+    aspect: Aspect = "stretch"
     uncertain: Literal["zero", "one", "ignore"] = "zero"
     view: Literal["frontal", "lateral", "all"] = "all"
     official_split: bool = False
+    classes: tuple[str, ...] = ()
 
 
 SETTINGS = ImageSettings
 
 
 class ImageStack(Settings):
-    """All images of a shard as they are, with their labels.
-
-    classes: what the columns of the labels mean; also counted.
-    """
+    """The plan of a cache of images: all of a shard as they are, with their labels."""
 
     classes: tuple[str, ...] = ()
 
@@ -55,35 +58,13 @@ class ImageStack(Settings):
 
     def draw(self, scan: Pictures, case: Case, rng: np.random.Generator) -> Drawn:
         """`image` (n, 1, s, s) uint8, `label` (n, k) int8, `id` and `patient` (n,) UTF-8 bytes."""
-        arrays = {
-            "image": scan.image,
-            "label": scan.label,
-            "id": _bytes(scan.id),
-            "patient": _bytes(scan.patient),
-        }
+        arrays = {"image": scan.image, "label": scan.label, "id": _bytes(scan.id), "patient": _bytes(scan.patient)}
         counts = Counter({"kept": len(scan.id), "unreadable": len(scan.bad)})
         for name, column in zip(self.classes, scan.label.T, strict=True):
             counts[f"with {name}"] = int((column == 1).sum())
             if (column < 0).any():
-                counts[f"{name} not known"] = int((column < 0).sum())
+                counts[f"unknown {name}"] = int((column < 0).sum())
         return Drawn(arrays, counts)
-
-
-def options(settings: ImageSettings, reader: ModuleType) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in OF_SOME_READERS if name in reader.OPTIONS}
-
-
-def plans(settings: ImageSettings, classes: Sequence[str]) -> list[CropPlan]:
-    return [ImageStack(classes=tuple(classes))]
-
-
-def check(settings: ImageSettings, origin: Mapping[str, str], reader: ModuleType) -> None:
-    """Raises:
-    ConfigError: a setting that this data set has no use for.
-    """
-    for name in OF_SOME_READERS:
-        if name in origin and name not in reader.OPTIONS and origin[name] != "environment":
-            raise ConfigError(f"--{name.replace('_', '-')} is not for the reader {reader.NAME}; leave it out")
 
 
 def _bytes(words: Sequence[str]) -> np.ndarray:
@@ -91,6 +72,67 @@ def _bytes(words: Sequence[str]) -> np.ndarray:
     return np.array(encoded, f"S{max([1, *map(len, encoded)])}")
 
 
-def read_pictures(module: str, size: int, aspect: str, case: Case) -> Pictures:
+def complete(settings: ImageSettings, reader: ModuleType, given: Mapping[str, Any]) -> ImageSettings:
+    """The settings with the classes of the data set or of its table of labels."""
+    classes = reader.classes(given.get("labels")) if hasattr(reader, "classes") else reader.CLASSES
+    return settings.model_copy(update={"classes": tuple(classes)})
+
+
+def peak_bytes(settings: ImageSettings) -> int:
+    """Memory of a shard of 2048 images: as read, as an HDF5 file in memory and as its bytes; and the interpreter."""
+    return int(4.5 * 2048 * settings.size**2) + 200_000_000
+
+
+def options(settings: ImageSettings) -> dict[str, Any]:
+    known = find("data set", settings.reader, READERS).OPTIONS
+    return {name: getattr(settings, name) for name in OF_SOME_READERS if name in known}
+
+
+def plans(settings: ImageSettings, cases: Sequence[Case]) -> list[CropPlan]:
+    return [ImageStack(classes=settings.classes)]
+
+
+def check(
+    settings: ImageSettings, origin: Mapping[str, str], reader: ModuleType, plans: Sequence[CropPlan], data: Path
+) -> None:
+    """Raises:
+    ConfigError: a setting that this data set has no use for; classes, which are the data set's.
+    """
+    typed = {key for key, layer in origin.items() if layer in ("flags", "--set")}
+    for name in OF_SOME_READERS:
+        if name in typed and name not in reader.OPTIONS:
+            raise ConfigError(f"--{name.replace('_', '-')} is not for the reader {reader.NAME}; leave it out")
+    if "classes" in typed:
+        raise ConfigError("classes come from the data set or from --labels; leave the setting out")
+
+
+def header(settings: ImageSettings, reader: ModuleType, cases: Sequence[Case]) -> dict[str, Any]:
+    return {
+        "dim": 2,
+        "channels": 1,
+        "modality": reader.MODALITY,
+        "size": settings.size,
+        "classes": list(settings.classes),
+        "to_unit": [1 / 255, 0.0],
+        "intensity": {"grey_levels": 256},
+        "normalisation": "ImageNet's mean and standard deviation, from [0, 1]",
+    }
+
+
+def reading(settings: ImageSettings, module: str) -> Callable[[Case], Scan]:
+    return partial(read_pictures, module, settings.size, settings.aspect)
+
+
+def parts(settings: ImageSettings, reader: ModuleType, data: Path) -> Mapping[str, Part] | None:
+    if not settings.official_split:
+        return None
+    return cast(Mapping[str, Part], reader.official_parts(data, reader.cases(data, **options(settings))))
+
+
+def nbytes(settings: ImageSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
+    return float(sum(len(case.images) for case in cases) * settings.size**2)
+
+
+def read_pictures(module: str, size: int, aspect: Aspect, case: Case) -> Pictures:
     """The images of one shard; runs in a worker process."""
-    return import_module(module).read(case, size, aspect)  # type: ignore[no-any-return]
+    return cast(Pictures, import_module(module).read(case, size, aspect))
