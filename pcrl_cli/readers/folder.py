@@ -107,7 +107,7 @@ def cases(root: Path, patients: Path | None = None) -> list[Case]:
     return sorted(listed, key=lambda case: case.id)
 
 
-def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
+def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None) -> list[str]:
     """Sentences that the user should read: files passed over as masks, and DICOM series that are all of one patient."""
     said, masks = [], _masks(Path(root))
     if masks:
@@ -115,10 +115,10 @@ def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
             f"{len(masks)} files are named like masks and were passed over ({masks[0]}{', ...' * (len(masks) > 1)}); "
             "rename those that are scans"
         )
-    patients = Counter(case.patient for case in cases)
-    if len(patients) == 1 and patients.total() > 1:
+    people = Counter(case.patient for case in cases)
+    if len(people) == 1 and people.total() > 1:
         said.append(
-            f"all {patients.total()} scans are of one patient ({next(iter(patients))!r}), so all are in one part of the "
+            f"all {people.total()} scans are of one patient ({next(iter(people))!r}), so all are in one part of the "
             "split; if they are not, say which is whose with --patients"
         )
     return said
