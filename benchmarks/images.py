@@ -6,8 +6,6 @@ One run, the same files, the same cores, interleaved repeats of wall time. The d
 open and decode every file and do nothing else. `prep`: all of `pcrl prep nih`, from the listing to the sealed cache.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import shutil
