@@ -429,6 +429,24 @@ def image_views(images: Float[Tensor, "b c h w"], drawn: Drawn, side: int, targe
     return goal, seen
 
 
+def views_of(
+    images: Float[Tensor, "b c h w"],
+    stream: Stream,
+    boxes: Int[Tensor, "b k 4"],
+    ranges: ImageRanges,
+    kind: Literal["global", "local"],
+) -> tuple[Float[Tensor, "b k 3 side side"], Float[Tensor, "b k 3 side side"]]:
+    """(target, input) of the k views of every image whose boxes are drawn; local views are their own target."""
+    b, k = boxes.shape[:2]
+    h, w = images.shape[2:]
+    is_global = kind == "global"
+    area, side = (ranges.global_area, ranges.global_side) if is_global else (ranges.local_area, ranges.local_side)
+    bound = longest((h, w), area, ranges.aspect)
+    drawn = draw_views(stream.fork(kind).each(k), boxes.flatten(0, 1), ranges, bound, kind)
+    goal, seen = image_views(images, drawn, side, target=is_global)
+    return goal.unflatten(0, (b, k)), seen.unflatten(0, (b, k))
+
+
 def draw_multi(stream: Stream, shape: tuple[int, int], ranges: ImageRanges) -> tuple[Tensor, Tensor]:
     """Boxes of two global views (b, 2, 4) and of the local ones (b, k, 4), anywhere in the image."""
     globals_ = draw_boxes(stream.fork("global boxes"), shape, ranges.global_area, ranges.aspect, 2)

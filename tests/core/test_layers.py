@@ -186,7 +186,7 @@ def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     tree = recipe(name)
     assert tree.keys() == {"prep", "pretrain", "finetune"}
     assert tree["pretrain"].keys() == {"pcrlv2"}
-    assert tree["pretrain"]["pcrlv2"].keys() == {"3d"}
+    assert tree["pretrain"]["pcrlv2"].keys() == {"2d", "3d"}
     assert tree["finetune"].keys() == {"luna"}
 
 
