@@ -22,7 +22,7 @@ from pcrl_cli.augment.intensity import constant
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
-from pcrl_cli.core.learner import Batch, Learner, Progress, Views, Watched
+from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
@@ -34,12 +34,11 @@ from pcrl_cli.pure import losses
 from pcrl_cli.pure.crops import CropPairs
 
 Crop = Literal["sub", "multi", "none"]
-GROUP = "pairs"
-CROP_PLAN = CropPairs
+GROUPS = {2: "images", 3: "pairs"}
+CROP_PLANS = {3: CropPairs}
+"""In 2D whole images are cached, and every step cuts its own crops."""
 CROSSED_WIDTH = 256
 ENCODERS = {2: "resnet18", 3: "unet3d"}
-IMAGE_CHANNELS = 3
-"""Of the network's input in 2D: grey images are repeated, as ImageNet's weights want them."""
 
 
 class Config(Settings):
@@ -93,9 +92,10 @@ class Config(Settings):
     def compare_at(self) -> tuple[int, ...]:
         return tuple(range(1, self.poolings + 1)) if self.compare_scales is None else self.compare_scales
 
-    @property
-    def arrays(self) -> tuple[str, ...]:
+    def arrays(self, dim: int) -> tuple[str, ...]:
         """The cached arrays that this method reads."""
+        if dim == 2:
+            return ("image",)
         return ("globals",) if self.crop == "none" else ("globals", f"locals_{self.crop}")
 
 
@@ -143,21 +143,20 @@ class PCRLv2(Learner):
 
     Args:
         config: the method's choices.
-        channels: of the images.
-        to_unit: (scale, offset) that bring stored values to [0, 1].
-        dim: 2 or 3.
+        stored: what the cache holds.
 
     Raises:
         ConfigError: a setting that 2D does not have.
     """
 
-    def __init__(self, config: Config, channels: int, to_unit: tuple[float, float], dim: int = 3) -> None:
+    def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
-        self.config, self.to_unit, self.dim = config, to_unit, dim
+        self.config, self.stored = config, stored
+        dim = stored.dim
         if dim == 2:
             _fits_2d(config)
-            channels = IMAGE_CHANNELS
-        encoder = build_encoder(self.architecture, channels)
+        encoder = build_encoder(self.architecture, stored.channels)
+        channels = encoder.channels
         self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias)
         sigmoid = config.restore_activation == "sigmoid"
         self.restore = nn.ModuleDict(
@@ -180,7 +179,10 @@ class PCRLv2(Learner):
     @property
     def architecture(self) -> Architecture:
         return Architecture(
-            dim=self.dim, encoder=ENCODERS[self.dim], width=self.config.width, poolings=self.config.poolings
+            dim=self.stored.dim,
+            encoder=ENCODERS[self.stored.dim],
+            width=self.config.width,
+            poolings=self.config.poolings,
         )
 
     # ---- views (section 3.4, Fig. 5) -----------------------------------------------------------------------------
@@ -190,7 +192,7 @@ class PCRLv2(Learner):
 
         Targets are in [0, 1] and inputs z-normalised in 3D; both are ImageNet-normalised in 2D.
         """
-        views = self._image_views(batch, rng) if self.dim == 2 else self._crop_views(batch, rng)
+        views = self._image_views(batch, rng) if self.stored.dim == 2 else self._crop_views(batch, rng)
         views["scales"] = draw_scales(self.config, rng.step.fork("scales"), views["l"].shape[1] if "l" in views else 0)
         return views
 
@@ -230,7 +232,7 @@ class PCRLv2(Learner):
         return global_views(x01, streams, self.config.augment)
 
     def _unit(self, stored: Tensor) -> Tensor:
-        scale, offset = self.to_unit
+        scale, offset = self.stored.to_unit
         return stored.float() * scale + offset
 
     # ---- losses --------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ class PCRLv2(Learner):
     def figures(self, views: Views) -> dict[str, Tensor]:
         """How many views had one value everywhere: in 3D they became zeros, where TorchIO would raise."""
         seen = [views[name].flatten(0, 1) for name in ("g", "l") if name in views]
-        seen = [v[:, :1] for v in seen] if self.dim == 2 else seen  # the normalisation sets the channels apart
+        seen = [v[:, :1] for v in seen] if self.stored.dim == 2 else seen  # the normalisation sets the channels apart
         return {"constant_views": torch.stack([constant(v).sum() for v in seen]).sum()}
 
     def pictures(self, views: Views) -> dict[str, Tensor]:
@@ -330,7 +332,7 @@ class PCRLv2(Learner):
 
     def _slice(self, image: Float[Tensor, "n c *space"]) -> Float[Tensor, "n x y"]:
         """The first channel, in 3D its middle slice; x goes to the right."""
-        if self.dim == 2:
+        if self.stored.dim == 2:
             return image[:, 0].transpose(1, 2)
         return image[:, 0, :, :, image.shape[-1] // 2]
 

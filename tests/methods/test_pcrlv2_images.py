@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from pcrl_cli.augment import images as im
 from pcrl_cli.core.config import recipe
 from pcrl_cli.core.errors import ConfigError
-from pcrl_cli.core.learner import Progress
+from pcrl_cli.core.learner import Progress, Stored
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.pure import losses
 
-TO_UNIT = (1 / 255, 0.0)
+STORED = Stored(2, 1, (1 / 255, 0.0))
 START = Progress(0, 10)
 SIDES = {"global_side": 48, "local_side": 32, "cutout_side": 8}
 
@@ -31,7 +31,7 @@ def of_recipe(name, **options):
 def make_2d():
     def make_(name="paper", seed=0, **options):
         torch.manual_seed(seed)
-        return PCRLv2(of_recipe(name, **options), 1, TO_UNIT, dim=2)
+        return PCRLv2(of_recipe(name, **options), STORED)
 
     return make_
 
@@ -172,7 +172,7 @@ def test_the_recipes_are_the_table_of_the_two_readings(name):
 @both
 def test_at_full_width_the_network_is_resnet18_and_a_decoder_of_256_to_16(name):
     with torch.device("meta"):
-        learner = PCRLv2(of_recipe(name, width=64), 1, TO_UNIT, dim=2)
+        learner = PCRLv2(of_recipe(name, width=64), STORED)
     assert learner.net.widths == (512, 256, 128, 64, 32, 16)
     assert sum(p.numel() for p in learner.encoder.parameters()) == 11_176_512
     built = build_encoder(learner.architecture, 3)
