@@ -36,7 +36,7 @@ def read_imagenet(path: Path) -> Weights:
         domain=Domain(
             channels=tensors["conv1.weight"].shape[1],
             modality="photograph",
-            spacing_mm=0.0,
+            spacing_mm=None,
             intensity={},
             normalisation="ImageNet mean and standard deviation",
             axis_order="rows, columns",

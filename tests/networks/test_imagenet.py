@@ -11,7 +11,7 @@ from pcrl_cli.networks.imagenet import read_imagenet
 from pcrl_cli.networks.resnet2d import ResNet18Encoder
 from pcrl_cli.networks.transfer import load_encoder
 
-DOMAIN = Domain(channels=1, modality="xray", spacing_mm=0.0, intensity={}, normalisation="ImageNet")
+DOMAIN = Domain(channels=1, modality="xray", spacing_mm=None, intensity={}, normalisation="ImageNet")
 
 
 def state(width=4, old=False):
