@@ -188,8 +188,8 @@ def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     assert tree.keys() == {"prep", "pretrain", "finetune"}
     assert tree["prep"].keys() <= KINDS.keys()
     assert tree["pretrain"].keys() == {"pcrlv2"}
-    assert tree["pretrain"]["pcrlv2"].keys() == {"3d"}
-    assert tree["finetune"].keys() == {"luna"}
+    assert tree["pretrain"]["pcrlv2"].keys() == {"2d", "3d"}
+    assert tree["finetune"].keys() == {"luna", "chest"}
 
 
 def test_an_unknown_recipe_lists_the_known_ones():

@@ -18,7 +18,10 @@ from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.metrics import Interval
 from pcrl_cli.report.html import Section
 
-WORKFLOWS: dict[str, str] = {"candidates": "pcrl_cli.stages.workflows.candidates"}
+WORKFLOWS: dict[str, str] = {
+    "candidates": "pcrl_cli.stages.workflows.candidates",
+    "images": "pcrl_cli.stages.workflows.images",
+}
 """Cached group -> module, imported on use."""
 
 SplitName = Literal["train", "val", "test", "all"]
