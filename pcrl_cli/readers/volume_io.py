@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Num
+from jaxtyping import Float32, Float64, Int16, Num, UInt8
 
 from pcrl_cli.core.errors import DataError, blame_reading
+from pcrl_cli.core.files import blame_machine, sync
+from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.volume import Volume, check
 from pcrl_cli.readers.headers import check_file, data_file, suffix
 
@@ -134,14 +137,48 @@ def write_mhd(volume: Volume, path: Path, compressed: bool = False) -> None:
 
 def write_nifti(volume: Volume, path: Path) -> None:
     """Writes .nii or .nii.gz, renamed into place when complete."""
+    _write_nifti(volume.array, volume, path)
+
+
+def write_mask(mask: UInt8[np.ndarray, "i j k"], grid: Volume | Grid, path: Path) -> None:
+    """Writes a mask as .nii or .nii.gz of 8-bit integers with exactly a grid's geometry (NIfTI keeps it as float32).
+
+    mask: axes as in the grid's own file, see `data.volume.as_filed`. Renamed into place when complete.
+
+    Raises:
+        MachineError: the disk is full or the place may not be written to.
+    """
+    assert mask.shape == (grid.array.shape if isinstance(grid, Volume) else grid.shape)
+    with blame_machine(path):
+        _write_nifti(mask, grid, path)
+
+
+def _write_nifti(array: Num[np.ndarray, "i j k"], grid: Volume | Grid, path: Path) -> None:
     sitk = _quiet_itk()
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
-    image.SetSpacing(volume.spacing.tolist())
-    image.SetOrigin(volume.origin.tolist())
-    image.SetDirection(volume.direction.ravel().tolist())
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing(grid.spacing.tolist())
+    image.SetOrigin(grid.origin.tolist())
+    image.SetDirection(grid.direction.ravel().tolist())
     temporary = _temporary(Path(path))
-    sitk.WriteImage(image, str(temporary))
-    temporary.replace(path)
+    try:
+        with _itk_to_os(path):
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _itk_to_os(path: Path) -> Iterator[None]:
+    """The imaging library says little about why it could not write; the folder is asked."""
+    try:
+        yield
+    except RuntimeError:
+        with tempfile.TemporaryFile(dir=Path(path).parent) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+        raise
 
 
 def _words(numbers: Float64[np.ndarray, " n"]) -> str:
