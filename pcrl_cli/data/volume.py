@@ -11,7 +11,7 @@ from itertools import permutations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int16, Int64, Num
+from jaxtyping import Float, Float32, Float64, Int16, Int64, Num, Shaped
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pcrl_cli.core.errors import DataError
@@ -91,7 +91,9 @@ def canonical(volume: Volume) -> Volume:
     return replace(volume, array=array, spacing=spacing, origin=origin, direction=direction * sign)
 
 
-def as_filed(array: Num[np.ndarray, "x y z"], direction: Float64[np.ndarray, "3 3"]) -> Num[np.ndarray, "i j k"]:
+def as_filed(
+    array: Shaped[np.ndarray, "x y z"], direction: Float64[np.ndarray, "3 3"]
+) -> Shaped[np.ndarray, "i j k"]:
     """Voxels of an upright scan with their axes as in the file that it was read from: `canonical` undone, a view.
 
     direction: of the file's grid.
