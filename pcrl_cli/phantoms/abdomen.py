@@ -104,7 +104,7 @@ def _liver(rng: np.random.Generator, at: Axes, scale: Float64[np.ndarray, "3"]) 
     right = ellipsoid(at, np.array([-30, -4, 6]) * scale, np.array([33, 38, 34]) * scale * rng.uniform(0.85, 1.08, 3))
     left = ellipsoid(at, np.array([4, -22, 14]) * scale, np.array([34, 19, 16]) * scale * rng.uniform(0.8, 1.1, 3))
     edge = at[2] + np.float32(38 * scale[2]) - np.float32(0.35) * at[0]
-    depth = np.minimum(np.maximum(right, left) + waves(rng, at, 25, 1.5), edge * np.float32(0.9))
+    depth = np.minimum(np.maximum(right, left) + waves(rng, at, 25.0, 1.5), edge * np.float32(0.9))
     return np.asarray(np.minimum(depth, 6 - _spine(at, scale)), np.float32)
 
 
@@ -161,7 +161,7 @@ def _lesions(rng: np.random.Generator, liver: Field, at: Axes) -> list[Field]:
     found: list[Field] = []
     for _ in range(rng.integers(0, 5) if len(inside) else 0):
         i, j, k = inside[rng.integers(len(inside))]
-        centre = (float(at[0][i, 0, 0]), float(at[1][0, j, 0]), float(at[2][0, 0, k]))
+        centre = np.array([at[0][i, 0, 0], at[1][0, j, 0], at[2][0, 0, k]], np.float64)
         half = rng.uniform(4, 14) * rng.uniform(0.8, 1.2, 3)
-        found.append(ellipsoid(at, centre, half) + waves(rng, at, 12, 0.5))
+        found.append(ellipsoid(at, centre, half) + waves(rng, at, 12.0, 0.5))
     return found

@@ -77,12 +77,12 @@ def make(root: Path, patients: int = 14, seed: int = 0, progress: Callable[[int,
 
 
 def brain(seed: int, index: int) -> Phantom:
-    """Draws patient `index`; every fourth is of low grade, and one in four is stored the other way round."""
+    """Draws patient `index`; one in four is of low grade, and one in four is stored the other way round."""
     rng = np.random.default_rng([seed, index, 0xB4A1])
     at = axes(SHAPE, np.ones(3))
     grade = "LGG" if index % 4 == 3 else "HGG"
     half = np.array([33.0, 41.0, 30.0]) * rng.uniform(0.92, 1.06, 3)
-    inside = ellipsoid(at, (0, 0, 0), half) + waves(rng, at, 30, 0.8)
+    inside = ellipsoid(at, np.zeros(3), half) + waves(rng, at, 30.0, 0.8)
     tissue = _tissue(rng, at, inside, half)
     tumour, rim, core = _tumour(rng, at, inside, grade)
     tissue |= {"necrosis": core, "oedema": tumour, "enhancing": rim}
@@ -92,26 +92,26 @@ def brain(seed: int, index: int) -> Phantom:
         mask[(rim > 0) & (inside > 0)] = ENHANCING
     mask[(core > 0) & (inside > 0)] = NECROSIS
     sequences = {what: _sequence(rng, tissue, inside, TISSUE[what], grade) for what in TISSUE}
-    return Phantom(f"Brats18_PCRL{seed}_{index}_1", grade, sequences, mask, bool(rng.random() < 0.25))
+    return Phantom(f"Brats18_PCRL{seed}_{index}_1", grade, sequences, mask, index % 4 == 1)
 
 
 def _tissue(rng: np.random.Generator, at: Axes, inside: Field, half: np.ndarray) -> dict[str, Field]:
     """Depths (mm) of white matter under a folded cortex, and of two ventricles."""
-    white = inside - np.float32(rng.uniform(3.5, 5)) + waves(rng, at, 5, 1.6)
+    white = inside - np.float32(rng.uniform(3.5, 5)) + waves(rng, at, 5.0, 1.6)
     reach = np.array([0.13, 0.4, 0.2]) * half * rng.uniform(0.8, 1.3)
-    sides = [ellipsoid(at, (side * 0.17 * half[0], 0.05 * half[1], 0.08 * half[2]), reach) for side in (-1, 1)]
-    return {"white": white, "fluid": np.maximum(*sides) + waves(rng, at, 10, 0.4)}
+    sides = [ellipsoid(at, np.array([side * 0.17, 0.05, 0.08]) * half, reach) for side in (-1, 1)]
+    return {"white": white, "fluid": np.maximum(*sides) + waves(rng, at, 10.0, 0.4)}
 
 
 def _tumour(rng: np.random.Generator, at: Axes, inside: Field, grade: str) -> tuple[Field, Field, Field]:
     """Depths (mm) of the whole tumour, of what the rim encloses with itself, and of the core within it."""
     spots = np.argwhere(inside > 8)
     i, j, k = spots[rng.integers(len(spots))]
-    centre = (float(at[0][i, 0, 0]), float(at[1][0, j, 0]), float(at[2][0, 0, k]))
+    centre = np.array([at[0][i, 0, 0], at[1][0, j, 0], at[2][0, 0, k]], np.float64)
     radius, stretch = rng.uniform(8, 19), rng.uniform(0.8, 1.2, 3)
-    whole = ellipsoid(at, centre, radius * stretch) + waves(rng, at, 9, 0.1 * radius)
+    whole = ellipsoid(at, centre, radius * stretch) + waves(rng, at, 9.0, 0.1 * radius)
     share = rng.uniform(0.5, 0.75)
-    outer = ellipsoid(at, centre, share * radius * stretch) + waves(rng, at, 8, 0.05 * radius)
+    outer = ellipsoid(at, centre, share * radius * stretch) + waves(rng, at, 8.0, 0.05 * radius)
     thick = rng.uniform(1.5, 0.35 * share * radius + 1.6) if grade == "HGG" else 0.0
     return whole, outer, np.asarray(outer - np.float32(thick), np.float32)
 

@@ -17,19 +17,21 @@ from pcrl_cli.data.volume import Volume, as_filed
 
 Field = Float32[np.ndarray, "x y z"]
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
+Point = Float64[np.ndarray, "3"]
 
 
-def axes(shape: Sequence[int], spacing: Num[np.ndarray, "3"]) -> Axes:
+def axes(shape: Sequence[int], spacing: Point) -> Axes:
     """x, y and z (mm) of the voxel centres from the middle of the grid, to be broadcast."""
     lines = [((np.arange(n) - (n - 1) / 2) * s).astype(np.float32) for n, s in zip(shape, spacing, strict=True)]
     x, y, z = (line.reshape([-1 if i == axis else 1 for i in range(3)]) for axis, line in enumerate(lines))
     return x, y, z
 
 
-def ellipsoid(at: Axes, centre: Sequence[float], half: Sequence[float]) -> Field:
+def ellipsoid(at: Axes, centre: Point, half: Point) -> Field:
     """Depth (mm) below the surface of an ellipsoid with these half axes (mm); exact on the surface."""
-    r2 = sum(((a - np.float32(c)) / np.float32(h)) ** 2 for a, c, h in zip(at, centre, half, strict=True))
-    return ((1 - np.sqrt(r2)) * np.float32(min(half))).astype(np.float32)
+    scaled = zip(at, centre, half, strict=True)
+    r2 = sum(((a - np.float32(c)) / np.float32(h)) ** 2 for a, c, h in scaled)
+    return ((1 - np.sqrt(r2)) * np.float32(half.min())).astype(np.float32)
 
 
 def waves(rng: np.random.Generator, at: Axes, size_mm: float, height_mm: float) -> Field:
