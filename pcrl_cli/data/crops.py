@@ -80,7 +80,8 @@ class VolumeCrops:
     @property
     def padded(self) -> tuple[str, ...]:
         """The cases that are smaller than a crop along an axis."""
-        return tuple(case for case, short in zip(self.cases, (self.shapes < self.size).any(1), strict=True) if short)
+        short = (self.shapes < np.array(self.size)).any(axis=1)
+        return tuple(self.cases[i] for i in np.flatnonzero(short))
 
     def batches(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Endless, from a step on: global positions of this rank's crops, and their arrays on the device."""
@@ -109,7 +110,8 @@ class VolumeCrops:
             start = self.start(position, case)
             first, last = np.maximum(start, 0), np.minimum(start + self.size, self.shapes[case])
             target = tuple(slice(int(a), int(b)) for a, b in zip(first - start, last - start, strict=True))
-            image[(row, slice(None), *target)], mask[(row, *target)] = self._part(case, first, last)
+            part, labels = self._part(case, first, last)
+            image[row][(slice(None), *target)], mask[row][target] = part, labels
         return {"image": image, "mask": mask}
 
     def _part(

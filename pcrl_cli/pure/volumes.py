@@ -40,7 +40,7 @@ class WholeVolumes(BaseModel):
             DataError: a value is not finite or beyond 16 bits.
         """
         image = to_int16(scan.image)
-        voxels = sum(np.bincount(plane.ravel(), minlength=256) for plane in scan.mask)
+        voxels = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in scan.mask], axis=0)
         counts = Counter({f"label_{k}": int(n) for k, n in enumerate(voxels) if k and n})
         counts.update(volumes=1, without_foreground=int(not voxels[1:].any()))
         arrays = {

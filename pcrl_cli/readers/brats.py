@@ -52,10 +52,10 @@ def cases(root: Path, patients: Path | None = None, modalities: Sequence[str] | 
     found: dict[Path, dict[str, Path]] = {}
     for path in walk(root):
         if match := _FILE.fullmatch(path.name):
-            folder, what = found.setdefault(path.parent, {}), match["what"].lower()
-            if what in folder:
-                raise DataError(f"{folder[what]} and {path} are both the {what} of one case: remove one of them.")
-            folder[what] = path
+            there, what = found.setdefault(path.parent, {}), match["what"].lower()
+            if what in there:
+                raise DataError(f"{there[what]} and {path} are both the {what} of one case: remove one of them.")
+            there[what] = path
     if not found:
         raise DataError(f"{root} holds no CASE_flair.nii.gz or the like: put {_WHAT} there, or give --data DIR.")
     names: dict[str, Path] = {}
