@@ -15,6 +15,7 @@ from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.loader import CacheOn, choose, read_ahead, require_shares, shuffled, steps
+from pcrl_cli.pure.volumes import PADDED
 
 GROUP, ARRAYS = "volumes", ("image", "mask")
 
@@ -23,7 +24,7 @@ class VolumeCrops:
     """Crops of the volumes of some cases; a batch is {"image": (b, c, x, y, z) int16 stored units, "mask": (b, x, y, z)}.
 
     A crop lies in the case's `box`, uniformly; along an axis where the box is shorter than the crop it holds the box and
-    lies in the scan, uniformly; where the scan itself is shorter it is padded on both sides alike (image: `pad`, mask: 0).
+    lies in the scan, uniformly; where the scan itself is shorter it is padded on both sides alike (image: `pad`, mask: PADDED).
 
     Args:
         cases: whose volumes are used, in this order.
@@ -105,7 +106,7 @@ class VolumeCrops:
         channels = self.cache.records[self.cases[0]]["arrays"][GROUP]["image"]["shape"][0]
         on = self.device if self.place == "gpu" else torch.device("cpu")
         image = torch.full((len(cases), channels, *self.size), self.pad, dtype=torch.int16, device=on)
-        mask = torch.zeros((len(cases), *self.size), dtype=torch.uint8, device=on)
+        mask = torch.full((len(cases), *self.size), PADDED, dtype=torch.uint8, device=on)
         for row, (position, case) in enumerate(zip(positions.tolist(), cases.tolist(), strict=True)):
             start = self.start(position, case)
             first, last = np.maximum(start, 0), np.minimum(start + self.size, self.shapes[case])

@@ -11,6 +11,8 @@ from pcrl_cli.core.plan import Drawn, Grid, Labelled
 from pcrl_cli.pure.crops import to_int16
 
 CHUNK = (64, 64, 32)  # voxels (x, y, z) that are read in one piece
+PADDED = 255
+"""The value of a mask where a crop reaches beyond its volume: no label."""
 
 
 class WholeVolumes(BaseModel):
