@@ -53,6 +53,25 @@ def read_volume(path: Path) -> Volume:
     return volume
 
 
+def read_grid(path: Path) -> Grid:
+    """The grid of an image file, by its header alone.
+
+    Raises:
+        DataError: it is not there, is no such image, or not one of three axes.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not there: check the path.")
+    reader = _quiet_itk().ImageFileReader()
+    reader.SetFileName(str(path))
+    with _translated(path):
+        reader.ReadImageInformation()
+    if reader.GetDimension() != 3:
+        raise DataError(f"{path} holds a {reader.GetDimension()}D image, not a 3D scan: convert it or leave it out.")
+    x, y, z = reader.GetSize()
+    direction = np.array(reader.GetDirection()).reshape(3, 3)
+    return Grid((x, y, z), np.array(reader.GetSpacing()), np.array(reader.GetOrigin()), direction)
+
+
 def volume_files(path: Path) -> list[Path]:
     """The files that a scan is read from, sorted: of an image its header and its voxels; of a DICOM series what lies in
     its folder and is no image of another format.

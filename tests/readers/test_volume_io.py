@@ -14,6 +14,7 @@ from pcrl_cli.data.volume import Volume, index_to_world
 from pcrl_cli.readers.volume_io import (
     dicom_series,
     is_dicom,
+    read_grid,
     read_volume,
     volume_files,
     write_mask,
@@ -300,3 +301,15 @@ def test_a_mask_of_a_real_scan_has_its_files_geometry(real_data, tmp_path):
         one, two = nibabel.load(path), nibabel.load(tmp_path / "m.nii.gz")
         np.testing.assert_allclose(two.affine, one.affine, rtol=1e-6, atol=1e-5)
         np.testing.assert_array_equal(np.asarray(two.dataobj) > 0, np.asarray(one.dataobj) > 40)
+
+
+def test_a_header_alone_tells_the_grid(tmp_path):
+    write_nifti(scan(), tmp_path / "a.nii.gz")
+    read, grid = read_volume(tmp_path / "a.nii.gz"), read_grid(tmp_path / "a.nii.gz")
+    assert grid.shape == read.array.shape
+    for name in ("spacing", "origin", "direction"):
+        np.testing.assert_array_equal(getattr(grid, name), getattr(read, name))
+    (tmp_path / "b.nii").write_bytes(b"no image")
+    for name in ("b.nii", "c.nii"):
+        with pytest.raises(DataError, match=name):
+            read_grid(tmp_path / name)
