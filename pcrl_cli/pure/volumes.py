@@ -1,6 +1,7 @@
 """Whole volumes with masks: what is cached of them, and probabilities brought back to a scan's own grid."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Num, UInt8
@@ -85,6 +86,23 @@ def to_native(
         if of_low or of_high:
             plane = probability[..., low] * of_low + probability[..., high] * of_high
             out[..., k] = _along(_along(plane, x, 1), y, 2) > threshold
+    return out
+
+
+def label_map(
+    masks: Bool[np.ndarray, "r *s"], regions: Sequence[tuple[int, ...]]
+) -> UInt8[np.ndarray, "*s"]:
+    """Nested regions, the outermost first, as the labels of a data set: BraTS' WT, TC, ET are 2, 1, 4.
+
+    A region is painted over those before it with its first label that no later region has; so a voxel that is in an inner
+    region alone counts for the outer ones too.
+
+    regions: the labels that make up each.
+    """
+    out = np.zeros(masks.shape[1:], np.uint8)
+    for k, (mask, labels) in enumerate(zip(masks, regions, strict=True)):
+        inner = {label for later in regions[k + 1 :] for label in later}
+        out[mask] = next(label for label in labels if label not in inner)
     return out
 
 

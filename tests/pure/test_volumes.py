@@ -8,7 +8,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.plan import CropPlan, Grid
 from pcrl_cli.data.labelled import Preparation, label
 from pcrl_cli.data.volume import Volume, as_filed, canonical, resample
-from pcrl_cli.pure.volumes import CHUNK, WholeVolumes, sample_foreground, to_native
+from pcrl_cli.pure.volumes import CHUNK, WholeVolumes, label_map, sample_foreground, to_native
 
 CASE = Case("volume-0", "p", Path("volume-0.nii"))
 
@@ -138,3 +138,10 @@ def test_as_filed_undoes_canonical(direction):
     array = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
     filed = Volume(array, np.array([1.0, 2.0, 3.0]), np.zeros(3), direction)
     np.testing.assert_array_equal(as_filed(canonical(filed).array, direction), array)
+
+
+def test_nested_regions_become_the_data_sets_labels():
+    wt, tc, et = (np.array(row, bool) for row in ([0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 0, 1]))
+    got = label_map(np.stack([wt, tc, et]), [(1, 2, 3, 4), (1, 3, 4), (4,)])
+    assert got.tolist() == [0, 2, 1, 4, 1, 4]
+    assert label_map(wt[None], [(1, 2)]).tolist() == [0, 1, 1, 1, 0, 0]
