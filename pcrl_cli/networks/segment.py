@@ -1,5 +1,7 @@
 """The downstream segmentation network: a U-Net round a pre-trained encoder, with skip connections unless switched off."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -52,9 +54,7 @@ class Segmenter(nn.Module):
         super().__init__()
         axes, widths = AXES[encoder.dim], tuple(reversed(encoder.widths))
         self.encoder, self.axes = encoder, axes
-        self.stages = nn.ModuleList(
-            UpStage(axes, c_in, c_out, skip) for c_in, c_out in zip(widths, widths[1:], strict=False)
-        )
+        self.stages = nn.ModuleList(UpStage(axes, c_in, c_out, skip) for c_in, c_out in pairwise(widths))
         self.out = axes.conv(widths[-1], regions, 1)
 
     def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b regions *space"]:

@@ -1,5 +1,7 @@
 """The segmentation network: its size, which images pass, what skip connections carry."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ class Flat(Encoder):
 def decoder_size(widths, skip, regions):
     """Deconvolution with bias, two 3^3 convolutions without, two batch norms, a stage; the output layer."""
     total = widths[0] * regions + regions
-    for c_out, c_in in zip(widths, widths[1:], strict=False):
+    for c_out, c_in in pairwise(widths):
         together = 2 * c_out if skip else c_out
         total += c_in * c_out * 8 + c_out + (together * c_out + c_out * c_out) * 27 + 4 * c_out
     return total
