@@ -7,10 +7,11 @@ The policy for empty masks, so that a model cannot look better by missing more:
                       volume difference -100 % (nothing predicted) or +100 % (nothing there)
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from pcrl_cli.pure.surface import surface_distances
 
@@ -32,6 +33,15 @@ class Agreement:
     rvd_percent: float
     true_ml: float
     predicted_ml: float
+
+
+def masks_of(labels: UInt8[np.ndarray, "*s"], regions: Mapping[str, Sequence[int]]) -> Bool[np.ndarray, "r *s"]:
+    """A mask a region, true at the labels that make it up."""
+    found = np.zeros((len(regions), *labels.shape), dtype=bool)
+    for mask, parts in zip(found, regions.values(), strict=True):
+        for label in parts:
+            mask |= labels == label
+    return found
 
 
 def dice(truth: Bool[np.ndarray, "*s"], predicted: Bool[np.ndarray, "*s"]) -> float:

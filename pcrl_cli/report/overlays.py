@@ -4,11 +4,11 @@ Seen as radiologists see them: the patient's right is on the left, the front on 
 are also told apart by what contains what, the difference by its words below.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Num
 
 from pcrl_cli.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Axes, Figure, _drawn
 
@@ -56,7 +56,7 @@ def most_and_least(
 
 
 def slices_of(
-    image: Float[np.ndarray, "x y z"],
+    image: Callable[[int], Num[np.ndarray, "x y"]],
     truth: Bool[np.ndarray, "r x y z"],
     predicted: Bool[np.ndarray, "r x y z"],
     spacing: Float[np.ndarray, "3"],
@@ -64,7 +64,7 @@ def slices_of(
     """The slices with the most and the least overlap; one if they are the same, none where nothing is anywhere.
 
     Args:
-        image: any range; the slice's own percentiles 1 and 99 become black and white.
+        image: slice k, in any range: its percentiles 1 and 99 become black and white.
     """
     found = most_and_least(truth, predicted)
     if found is None:
@@ -75,7 +75,7 @@ def slices_of(
     rows = [
         Slice(
             f"{name} (slice {k}, Dice {dice:.2f})",
-            unit(image[:, :, k]),
+            unit(image(k)),
             truth[..., k].copy(),
             predicted[..., k].copy(),
             mm,
@@ -85,7 +85,7 @@ def slices_of(
     return rows[::-1]
 
 
-def unit(image: Float[np.ndarray, "x y"]) -> Float64[np.ndarray, "x y"]:
+def unit(image: Num[np.ndarray, "x y"]) -> Float64[np.ndarray, "x y"]:
     """Percentiles 1 and 99 to 0 and 1."""
     low, high = np.percentile(image, [1, 99])
     return np.clip((image.astype(np.float64) - low) / max(float(high - low), 1e-12), 0, 1)

@@ -64,7 +64,8 @@ class SegmentationConfig(Settings):
     """What segmentation tasks share. Sizes are voxels (x, y, z) of the working grid."""
 
     crop: Size
-    foreground: float = Field(0.0, ge=0, le=1, description="probability that a crop's middle is a foreground voxel")
+    crops: int | None = Field(None, ge=1, description="of a volume an epoch; none: one, or as many as fill a batch")
+    foreground: float = Field(0.0, ge=0, le=1, description="share of the crops that must hold a foreground voxel")
     skip: bool = Field(True, description="skip connections of the U-Net")
     loss: Literal["dice", "dice_bce"] = "dice"
     bce_weight: float = Field(0.2, ge=0, description="of the cross-entropy, with loss=dice_bce")

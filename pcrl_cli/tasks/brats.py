@@ -13,6 +13,8 @@ METRIC = "dice"
 DIM = 3
 REGIONS = {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (4,)}
 """Whole tumour, tumour core, enhancing tumour."""
+BOX_FROM_TRUTH = False
+"""Whether the box that training crops come from was made of the mask, so that Dice inside it is a number of its own."""
 
 
 class Config(SegmentationConfig):

@@ -9,6 +9,8 @@ ARRAYS = ("image", "mask")
 METRIC = "dice"
 DIM = 3
 REGIONS = {"liver": (1, 2)}
+BOX_FROM_TRUTH = True
+"""Whether the box that training crops come from was made of the mask, so that Dice inside it is a number of its own."""
 
 
 class Config(SegmentationConfig):

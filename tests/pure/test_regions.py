@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcrl_cli.pure.regions import agreement, dice, largest_component
+from pcrl_cli.pure.regions import agreement, dice, largest_component, masks_of
 
 SPACING = np.array([0.8, 1.0, 2.0])
 
@@ -79,6 +79,12 @@ def test_only_the_largest_component_is_kept():
     assert kept.sum() == 28
     assert not kept[8, 8, 8]
     assert not largest_component(np.zeros((3, 3, 3), dtype=bool)).any()
+
+
+def test_regions_overlap_by_the_labels_they_share():
+    labels = np.array([[0, 1], [2, 4]], np.uint8)
+    found = masks_of(labels, {"WT": (1, 2, 3, 4), "ET": (4,)})
+    assert found.tolist() == [[[False, True], [True, True]], [[False, False], [False, True]]]
 
 
 @pytest.mark.real

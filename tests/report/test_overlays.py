@@ -23,7 +23,8 @@ def masks(shape=(12, 10, 6)):
 
 
 def image(shape=(12, 10, 6)):
-    return np.random.default_rng(0).random(shape).astype(np.float32)
+    volume = np.random.default_rng(0).random(shape).astype(np.float32)
+    return lambda k: volume[..., k]
 
 
 def test_the_slices_are_those_with_most_and_least_overlap_and_among_equal_ones_the_largest():
@@ -73,7 +74,10 @@ def colours(png):
 def test_what_is_missed_and_what_is_invented_have_colours_of_their_own():
     truth, predicted = np.zeros((2, 1, 20, 20, 1), dtype=bool)
     truth[0, 2:8, 2:18] = True
-    flat = np.full((20, 20, 1), 0.5, np.float32)
+
+    def flat(k):
+        return np.full((20, 20), 0.5, np.float32)
+
     missed = overlay(slices_of(flat, truth, predicted, MM), ["liver"])
     invented = overlay(slices_of(flat, predicted, truth, MM), ["liver"])
     assert colours(missed)[0] > 2 * colours(invented)[0]
