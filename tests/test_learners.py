@@ -17,7 +17,7 @@ from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.tasks import TASKS
 
 TO_UNIT = (1 / 2000, 0.5)
-STORED = {"luna": TO_UNIT, "lits": Stored(3, 1, TO_UNIT), "brats": Stored(3, 4, TO_UNIT)}
+STORED = {"luna": Stored(3, 1, TO_UNIT), "lits": Stored(3, 1, TO_UNIT), "brats": Stored(3, 4, TO_UNIT)}
 OPTIONS = {"luna": {"side": 16}}
 NOW = Progress(3, 10)
 POSITIONS = torch.tensor([4, 0, 9, 2**33])
@@ -37,16 +37,15 @@ def build(case, seed=0):
     if kind == "task":
         module = find("task", name, TASKS)
         stored = STORED[name]
-        channels = stored.channels if isinstance(stored, Stored) else 1
-        encoder = build_encoder(Architecture(dim=3, encoder="unet3d", width=2, poolings=3), channels)
+        encoder = build_encoder(Architecture(dim=3, encoder="unet3d", width=2, poolings=3), stored.channels)
         return module.TASK(encoder, module.Config(**OPTIONS.get(name, {})), stored)
     module = find("method", name, METHODS)
     options = recipe(recipe_, "pretrain", name, "3d")["learner"]
-    return module.LEARNER(module.Config(**options | {"width": 2}), 1, TO_UNIT)
+    return module.LEARNER(module.Config(**options | {"width": 2}), Stored(3, 1, TO_UNIT))
 
 
 def group(case):
-    return find("task", case[1], TASKS).GROUP if case[0] == "task" else find("method", case[1], METHODS).GROUP
+    return find("task", case[1], TASKS).GROUP if case[0] == "task" else find("method", case[1], METHODS).GROUPS[3]
 
 
 def crops(*shape):
@@ -309,8 +308,8 @@ def test_predictions_are_probabilities_of_each_sample_by_itself(case):
 def test_a_methods_module_says_what_it_wants_cached_and_what_its_encoder_is(case):
     module = find("method", case[1], METHODS)
     learner = build(case)
-    assert module.CROP_PLAN().group == module.GROUP
-    assert set(learner.config.arrays) <= batch_of(case).keys()
+    assert {dim: plan().group for dim, plan in module.CROP_PLANS.items()} == module.GROUPS
+    assert set(learner.config.arrays(3)) <= batch_of(case).keys()
     build_encoder(learner.architecture, 1).load_state_dict(learner.encoder.state_dict())
 
 
