@@ -1,7 +1,8 @@
 """What readers share: folders that have to be there, CSV tables, names that are safe as file names."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ def require_folder(root: Path, what: str) -> Path:
     else:
         return root
     raise DataError(f"The data folder {root} {state}: put {what} there, or give --data DIR.")
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Every file below a folder, sorted within each folder; what is hidden is passed over."""
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
 def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
