@@ -14,7 +14,9 @@ def command(
     run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits or brats")],
     inputs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="INPUT...", help="Image files, DICOM folders, or folders with CASE_flair.nii.gz and so on"),
+        typer.Argument(
+            metavar="INPUT...", help="Image files, DICOM folders, or folders with CASE_flair.nii.gz and so on"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the masks")] = None,
     modality: Annotated[

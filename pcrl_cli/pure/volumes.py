@@ -89,9 +89,7 @@ def to_native(
     return out
 
 
-def label_map(
-    masks: Bool[np.ndarray, "r *s"], regions: Sequence[tuple[int, ...]]
-) -> UInt8[np.ndarray, "*s"]:
+def label_map(masks: Bool[np.ndarray, "r *s"], regions: Sequence[tuple[int, ...]]) -> UInt8[np.ndarray, "*s"]:
     """Nested regions, the outermost first, as the labels of a data set: BraTS' WT, TC, ET are 2, 1, 4.
 
     A region is painted over those before it with its first label that no later region has; so a voxel that is in an inner

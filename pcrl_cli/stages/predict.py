@@ -3,7 +3,7 @@
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 
 from pcrl_cli.core import files
 from pcrl_cli.core.config import Layer, validate_settings
@@ -103,9 +102,7 @@ class Predictor:
         regions = self._regions(stored, grid, native)
         labels = label_map(regions, list(self.module.REGIONS.values()))
         ml = float(np.prod(native.spacing)) / 1000
-        sizes = {
-            name: float(np.isin(labels, members).sum()) * ml for name, members in self.module.REGIONS.items()
-        }
+        sizes = {name: float(np.isin(labels, members).sum()) * ml for name, members in self.module.REGIONS.items()}
         mask = np.ascontiguousarray(as_filed(labels, filed.direction))
         assert mask.shape == shape
         return mask, filed, sizes, notes
@@ -154,7 +151,9 @@ def predict(
     settings = settings_of(opened, run, None)
     module = find("task", settings.task, TASKS)
     if module.GROUP != "volumes":
-        raise ConfigError(f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats")
+        raise ConfigError(
+            f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats"
+        )
     predictor = load(opened, settings, module, layers, resolve_device(device), autocast)
     cases, failed = new_cases(inputs, modalities or {}, predictor.channels)
     book = Book.open(out, _facts(opened, predictor), overwrite)
@@ -219,7 +218,12 @@ def _one(predictor: Predictor, case: New, book: "Book", notes: list[str]) -> str
 
 
 def load(
-    run: Run, settings: FinetuneSettings, module: ModuleType, layers: Sequence[Layer], device: torch.device, autocast: bool
+    run: Run,
+    settings: FinetuneSettings,
+    module: ModuleType,
+    layers: Sequence[Layer],
+    device: torch.device,
+    autocast: bool,
 ) -> Predictor:
     """The run's best or last weights (hash checked), for new images.
 
@@ -329,7 +333,9 @@ def _case(path: Path, channels: tuple[str, ...]) -> New:
             f"{path} is one image, and the network sees {', '.join(channels)}: name the folder of the case, or give "
             "--modality NAME=FILE for each"
         )
-    raise DataError(f"{path} holds no image of {lacking} (CASE_NAME.nii.gz): add it, or give --modality NAME=FILE for each")
+    raise DataError(
+        f"{path} holds no image of {lacking} (CASE_NAME.nii.gz): add it, or give --modality NAME=FILE for each"
+    )
 
 
 def _named(modalities: Mapping[str, Path], channels: tuple[str, ...]) -> New:
@@ -386,7 +392,9 @@ class Book:
         """Whether the case was predicted from these files, and the mask is there as it was written."""
         row = self.cases.get(case.name)
         path = self.out / f"{case.name}_pred.nii.gz"
-        return row is not None and row["source"] == case.source and path.is_file() and path.stat().st_size == row["bytes"]
+        return (
+            row is not None and row["source"] == case.source and path.is_file() and path.stat().st_size == row["bytes"]
+        )
 
     def write(self, case: New, mask: np.ndarray, grid: Grid, ml: dict[str, float], seconds: float) -> None:
         path = self.out / f"{case.name}_pred.nii.gz"
@@ -407,5 +415,7 @@ class Book:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["case", *(f"{name}_ml" for name in regions), "file", "input", "seconds"])
         for name, row in sorted(self.cases.items()):
-            writer.writerow([name, *(row["ml"][region] for region in regions), row["file"], row["input"], row["seconds"]])
+            writer.writerow(
+                [name, *(row["ml"][region] for region in regions), row["file"], row["input"], row["seconds"]]
+            )
         files.write_atomic(self.out / TABLE, text.getvalue().encode())

@@ -18,6 +18,7 @@ from pcrl_cli.networks.classify import Classifier
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.segment import Segmenter
 from pcrl_cli.pure.losses import soft_dice, voxel_bce
+from pcrl_cli.pure.volumes import PADDED
 
 
 class Classification(Task):
@@ -54,9 +55,6 @@ class Classification(Task):
         return {"training views": x[:, 0, :, :, x.shape[-1] // 2].unsqueeze(1)}
 
 
-PADDED = 255
-"""The value of a mask where a crop reaches beyond its volume: such voxels count in no loss."""
-
 Size = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
@@ -81,7 +79,8 @@ class SegmentationConfig(Settings):
 class Segmentation(Task):
     """A U-Net round the encoder, one sigmoid a region, trained with soft Dice on random crops (section 4.3).
 
-    Batch: `image` (b, c, *crop) integers as stored; `mask` (b, *crop) the data set's labels, PADDED beyond the volume.
+    Batch: `image` (b, c, *crop) integers as stored; `mask` (b, *crop) the data set's labels, PADDED beyond the volume, which
+    counts in no loss.
 
     Args:
         regions: the labels that make up each region, in the order of the outputs; regions may overlap.

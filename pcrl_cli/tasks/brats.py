@@ -5,10 +5,12 @@
 
 from pcrl_cli.core.learner import Stored
 from pcrl_cli.networks.encoder import Encoder
+from pcrl_cli.pure.volumes import WholeVolumes
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig, Size
 
 GROUP = "volumes"
 ARRAYS = ("image", "mask")
+CROP_PLAN = WholeVolumes
 METRIC = "dice"
 DIM = 3
 REGIONS = {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (4,)}

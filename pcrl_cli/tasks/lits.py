@@ -2,10 +2,12 @@
 
 from pcrl_cli.core.learner import Stored
 from pcrl_cli.networks.encoder import Encoder
+from pcrl_cli.pure.volumes import WholeVolumes
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig, Size
 
 GROUP = "volumes"
 ARRAYS = ("image", "mask")
+CROP_PLAN = WholeVolumes
 METRIC = "dice"
 DIM = 3
 REGIONS = {"liver": (1, 2)}

@@ -12,8 +12,9 @@ from pcrl_cli.core.learner import Progress, Stored
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.pure.losses import soft_dice, voxel_bce
+from pcrl_cli.pure.volumes import PADDED
 from pcrl_cli.tasks import brats, lits
-from pcrl_cli.tasks.base import PADDED, mean_over_mirrors, mirrored, mirrors_of
+from pcrl_cli.tasks.base import mean_over_mirrors, mirrored, mirrors_of
 
 HU = Stored(3, 1, (1 / 400, 0.5))
 NOW = Progress(0, 1)
