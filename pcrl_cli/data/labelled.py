@@ -241,8 +241,11 @@ def _mr(volumes: Volumes, how: Preparation, identify: bool) -> Imaged:
 
 
 def _mr_ids(volume: Volume) -> tuple[str, ...]:
-    """Of a sequence by itself, as pre-training on a folder of them would see it."""
-    return prepare(volume, Intensity(modality="mr"), 1.0).scan_ids
+    """Of a sequence by itself, as pre-training on a folder of them would see it; none where that would refuse it."""
+    try:
+        return prepare(volume, Intensity(modality="mr"), 1.0).scan_ids
+    except DataError:
+        return ()
 
 
 def _normalise(values: Float32[np.ndarray, "x y z"], brain: np.ndarray, how: Preparation, source: str) -> None:
