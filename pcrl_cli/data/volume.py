@@ -92,9 +92,7 @@ def canonical(volume: Volume) -> Volume:
     return replace(volume, array=array, spacing=spacing, origin=origin, direction=direction * sign)
 
 
-def as_filed(
-    array: Shaped[np.ndarray, "x y z"], direction: Float64[np.ndarray, "3 3"]
-) -> Shaped[np.ndarray, "i j k"]:
+def as_filed(array: Shaped[np.ndarray, "x y z"], direction: Float64[np.ndarray, "3 3"]) -> Shaped[np.ndarray, "i j k"]:
     """Voxels of an upright scan with their axes as in the file that it was read from: `canonical` undone, a view.
 
     direction: of the file's grid.
