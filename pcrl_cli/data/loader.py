@@ -73,15 +73,8 @@ class Loader:
                 f"the batch ({batch}) is larger than an epoch ({self.per_epoch} items of {len(cases)} cases in {cache.path}); "
                 "set a smaller --batch or prepare more scans"
             )
-        if batch % ranks:
-            raise ConfigError(
-                f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}"
-            )
-        if ranks > 1 and batch < 2 * ranks:
-            raise ConfigError(
-                f"the batch ({batch}) leaves one sample a rank, and batch norm needs two; set --batch to {2 * ranks} or more"
-            )
-        self.place, self.residency = self._choose(where)
+        require_shares(batch, ranks)
+        self.place, self.residency = choose(where, self.bytes, device)
         self.resident = self._load() if self.place != "disk" else None
 
     @property
@@ -96,46 +89,14 @@ class Loader:
 
     def batches(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Endless, from a step on: global positions of this rank's samples, and their arrays on the device."""
-        rows = self._rows(step)
-        if self.resident is not None:
-            for positions, items in rows:
-                index = torch.from_numpy(items).to(next(iter(self.resident.values())).device)
-                batch = {name: self._to_device(array[index]) for name, array in self.resident.items()}
-                yield positions.to(self.device), batch
-        else:
-            yield from self._read_ahead(rows)
-
-    def _rows(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]:
-        """(positions, items) of every step from `step` on; the order is drawn once an epoch."""
-        epoch, order = -1, np.empty(0, np.int64)
-        while True:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = np.asarray(self.order(epoch))
-            first = step % self.steps_per_epoch * self.batch_size
-            mine = np.arange(self.rank, self.batch_size, self.ranks)
-            yield torch.from_numpy(step * self.batch_size + mine), order[first + mine]
-            step += 1
-
-    def _choose(self, where: CacheOn) -> tuple[CacheOn, str]:
-        """Where the items lie, and why."""
-        need = self.bytes
-        size = f"{need / 1e9:.2f} GB"
-        if where == "gpu" and self.device.type != "cuda":
-            raise ConfigError("--cache-on gpu, but the run is on the CPU; leave it out or set --device cuda")
-        if where != "auto":
-            return where, f"{where} ({size}, as asked)"
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-            if need <= GPU_SHARE * free:
-                return "gpu", f"gpu ({size} of {free / 1e9:.0f} GB free)"
-        free = psutil.virtual_memory().available
-        if need <= RAM_SHARE * free:
-            return "ram", f"ram ({size} of {free / 1e9:.0f} GB free)"
-        return (
-            "disk",
-            f"disk, read ahead ({size}, more than {RAM_SHARE:.0%} of the {free / 1e9:.0f} GB of memory that are free)",
-        )
+        work = steps(self.order, self.steps_per_epoch, self.batch_size, step, self.rank, self.ranks)
+        if self.resident is None:
+            yield from read_ahead(((positions, self._read(items)) for positions, items in work), self.device)
+            return
+        for positions, items in work:
+            index = torch.from_numpy(items).to(next(iter(self.resident.values())).device)
+            batch = {name: to_device(array[index], self.device) for name, array in self.resident.items()}
+            yield positions.to(self.device), batch
 
     def _load(self) -> dict[str, Tensor]:
         arrays = self.cache.read(self.group, self.arrays, self.cases, rows=self.rows).arrays
@@ -144,45 +105,105 @@ class Loader:
             tensors = {name: t.to(self.device) for name, t in tensors.items()}
         return tensors
 
-    def _to_device(self, t: Tensor) -> Tensor:
-        if self.device.type == "cuda" and t.device.type == "cpu":
-            return t.pin_memory().to(self.device, non_blocking=True)
-        return t
+    def _read(self, items: Int[np.ndarray, " b"]) -> Batch:
+        rows = items if self.rows is None else self.rows[items]
+        arrays = self.cache.read(self.group, self.arrays, self.cases, rows=rows).arrays
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _read_ahead(
-        self, rows: Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]
-    ) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
-        """A thread reads up to `AHEAD` batches while the device works; its errors are raised here."""
-        ready: queue.Queue[tuple[Tensor, Batch] | BaseException] = queue.Queue(AHEAD)
-        stop = threading.Event()
 
-        def put(item: tuple[Tensor, Batch] | BaseException) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
+def require_shares(batch: int, ranks: int) -> None:
+    """A batch divides among the ranks into two or more samples each.
 
-        def read() -> None:
+    Raises:
+        ConfigError: it does not.
+    """
+    if batch % ranks:
+        raise ConfigError(
+            f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}"
+        )
+    if ranks > 1 and batch < 2 * ranks:
+        raise ConfigError(
+            f"the batch ({batch}) leaves one sample a rank, and batch norm needs two; set --batch to {2 * ranks} or more"
+        )
+
+
+def steps(
+    order: Order, per_epoch: int, batch: int, step: int, rank: int, ranks: int
+) -> Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]:
+    """(positions, items) of a rank's share of every step from `step` on; the order is drawn once an epoch.
+
+    per_epoch: steps.
+    """
+    epoch, items = -1, np.empty(0, np.int64)
+    mine = np.arange(rank, batch, ranks)
+    while True:
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            items = np.asarray(order(epoch))
+        yield torch.from_numpy(step * batch + mine), items[step % per_epoch * batch + mine]
+        step += 1
+
+
+def choose(where: CacheOn, need: int, device: torch.device) -> tuple[CacheOn, str]:
+    """Where so many bytes lie, and why.
+
+    Raises:
+        ConfigError: on the GPU, and the run is on the CPU.
+    """
+    size = f"{need / 1e9:.2f} GB"
+    if where == "gpu" and device.type != "cuda":
+        raise ConfigError("--cache-on gpu, but the run is on the CPU; leave it out or set --device cuda")
+    if where != "auto":
+        return where, f"{where} ({size}, as asked)"
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if need <= GPU_SHARE * free:
+            return "gpu", f"gpu ({size} of {free / 1e9:.0f} GB free)"
+    free = psutil.virtual_memory().available
+    if need <= RAM_SHARE * free:
+        return "ram", f"ram ({size} of {free / 1e9:.0f} GB free)"
+    return (
+        "disk",
+        f"disk, read ahead ({size}, more than {RAM_SHARE:.0%} of the {free / 1e9:.0f} GB of memory that are free)",
+    )
+
+
+def to_device(t: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and t.device.type == "cpu":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t
+
+
+def read_ahead(
+    work: Iterator[tuple[Int[Tensor, " b"], Batch]], device: torch.device
+) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
+    """Goes through `work`, endless, in a thread, up to `AHEAD` batches before the device; its errors are raised here."""
+    ready: queue.Queue[tuple[Tensor, Batch] | BaseException] = queue.Queue(AHEAD)
+    stop = threading.Event()
+
+    def put(item: tuple[Tensor, Batch] | BaseException) -> None:
+        while not stop.is_set():
             try:
-                for positions, items in rows:
-                    if stop.is_set():
-                        return
-                    rows_ = items if self.rows is None else self.rows[items]
-                    arrays = self.cache.read(self.group, self.arrays, self.cases, rows=rows_).arrays
-                    put((positions, {name: torch.from_numpy(array) for name, array in arrays.items()}))
-            except BaseException as error:
-                put(error)
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
 
-        thread = threading.Thread(target=read, name="pcrl-read-ahead", daemon=True)
-        thread.start()
+    def read() -> None:
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                positions, batch = item
-                yield positions.to(self.device), {name: self._to_device(t) for name, t in batch.items()}
-        finally:
-            stop.set()
-            thread.join()
+            while not stop.is_set():  # asked before reading, not after
+                put(next(work))
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=read, name="pcrl-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            positions, batch = item
+            yield positions.to(device), {name: to_device(t, device) for name, t in batch.items()}
+    finally:
+        stop.set()
+        thread.join()

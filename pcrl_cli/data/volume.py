@@ -12,7 +12,7 @@ from itertools import permutations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int16, Int64, Num
+from jaxtyping import Float, Float32, Float64, Int16, Int64, Num, Shaped
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pcrl_cli.core.errors import DataError
@@ -84,14 +84,28 @@ def canonical(volume: Volume) -> Volume:
 
     Every voxel keeps its world position; the array is a view.
     """
-    order = max(permutations(range(3)), key=lambda p: sum(abs(volume.direction[i, p[i]]) for i in range(3)))
-    axes = list(order)
+    axes, sign = _upright(volume.direction)
     array, spacing, direction = volume.array.transpose(axes), volume.spacing[axes], volume.direction[:, axes]
-    sign = np.where(np.diagonal(direction) < 0, -1, 1)
     far_end = np.where(sign < 0, np.array(array.shape) - 1, 0)
     origin = volume.origin + direction @ (far_end * spacing)
     array = array[tuple(slice(None, None, int(s)) for s in sign)]
     return replace(volume, array=array, spacing=spacing, origin=origin, direction=direction * sign)
+
+
+def as_filed(array: Shaped[np.ndarray, "x y z"], direction: Float64[np.ndarray, "3 3"]) -> Shaped[np.ndarray, "i j k"]:
+    """Voxels of an upright scan with their axes as in the file that it was read from: `canonical` undone, a view.
+
+    direction: of the file's grid.
+    """
+    axes, sign = _upright(direction)
+    return array[tuple(slice(None, None, int(s)) for s in sign)].transpose(np.argsort(axes))
+
+
+def _upright(direction: Float64[np.ndarray, "3 3"]) -> tuple[list[int], Int64[np.ndarray, "3"]]:
+    """Which axis of the file becomes x, y and z, and which of these are to be flipped (-1)."""
+    order = max(permutations(range(3)), key=lambda p: sum(abs(direction[i, p[i]]) for i in range(3)))
+    axes = list(order)
+    return axes, np.where(np.diagonal(direction[:, axes]) < 0, -1, 1)
 
 
 @dataclass(frozen=True)
