@@ -11,7 +11,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.plan import Drawn, Grid, Labelled
 from pcrl_cli.pure.crops import to_int16
 
-CHUNK = (64, 64, 32)  # voxels (x, y, z) that are read in one piece
+CHUNK = (64, 64, 32)  # voxels (x, y, z) that are read in one piece, at most
 PADDED = 255
 """The value of a mask where a crop reaches beyond its volume: no label."""
 
@@ -55,8 +55,17 @@ class WholeVolumes(BaseModel):
             "grid": scan.grid.row(),
             "native": scan.native.row(),
         }
-        chunks = {"image": (1, *CHUNK), "mask": CHUNK, "native_mask": CHUNK}
+        chunks = {name: chunk_of(arrays[name].shape) for name in ("image", "mask", "native_mask")}
         return Drawn(arrays, counts, chunks, frozenset({"mask", "native_mask"}))
+
+
+def chunk_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What is read in one piece: the last three axes in as few equal parts of at most CHUNK as can be, one of the others.
+
+    Equal parts, because a file stores whole pieces: 140 voxels in pieces of 64 would take the room of 192.
+    """
+    parts = (-(-n // -(-n // most)) for n, most in zip(shape[-3:], CHUNK, strict=True))
+    return (*(1 for _ in shape[:-3]), *parts)
 
 
 def sample_foreground(

@@ -55,7 +55,25 @@ class Chain:
 
 
 CHEST = Made("luna", "pcrl_cli.phantoms.chest")
-CHAINS: dict[str, Chain] = {"luna": Chain(CHEST)}
+CHAINS: dict[str, Chain] = {
+    "luna": Chain(CHEST),
+    "lits": Chain(
+        Made("lits", "pcrl_cli.phantoms.abdomen"),
+        CHEST,
+        patients=16,
+        epochs=20,
+        ratio=0.5,
+        finetune={"learner": {"crop": [64, 64, 32]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
+    "brats": Chain(
+        Made("brats", "pcrl_cli.phantoms.brain"),
+        CHEST,
+        patients=16,
+        epochs=20,
+        ratio=0.5,
+        finetune={"learner": {"crop": [48, 48, 48]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
+}
 """By task."""
 
 

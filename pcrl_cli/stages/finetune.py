@@ -194,6 +194,7 @@ def _train(
         run.write_record(
             cache=str(cache.path.resolve()),
             cache_fingerprint=training.manifest_digest(cache),
+            prepared=training.prepared_of(cache),
             architecture=architecture.model_dump(),
             start=str(weights.path) if weights else "scratch",
             weights_contract=weights.contract.model_dump(mode="json") if weights else None,

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from pcrl_cli.core import files
-from pcrl_cli.core.config import Layer, validate_settings
+from pcrl_cli.core.config import Layer
+from pcrl_cli.core.config import validate as validate_settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, UsageError
 from pcrl_cli.core.learner import Stored, Task

@@ -105,6 +105,12 @@ def stored(cache: Cache) -> Stored:
     return Stored(m["dim"], m["channels"], (float(scale), float(offset)), tuple(m.get("classes", ())))
 
 
+def prepared_of(cache: Cache) -> dict[str, Any]:
+    """How the images were prepared, for a run's record: new ones are prepared alike, wherever the cache is then."""
+    keys = ("dim", "channels", "channel_names", "classes", "settings")
+    return {key: cache.manifest[key] for key in keys if key in cache.manifest}
+
+
 def note_partial(cache: Cache, listener: Listener) -> None:
     """Says when preparing was not finished: scans that nobody refused are missing."""
     there, refused = len(cache.manifest["cases"]), len(cache.manifest.get("refused", []))

@@ -8,7 +8,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.plan import CropPlan, Grid
 from pcrl_cli.data.labelled import Preparation, label
 from pcrl_cli.data.volume import Volume, as_filed, canonical, resample
-from pcrl_cli.pure.volumes import CHUNK, WholeVolumes, label_map, sample_foreground, to_native
+from pcrl_cli.pure.volumes import CHUNK, WholeVolumes, chunk_of, label_map, sample_foreground, to_native
 
 CASE = Case("volume-0", "p", Path("volume-0.nii"))
 
@@ -38,8 +38,19 @@ def test_arrays_are_what_the_cache_promises():
     }
     np.testing.assert_array_equal(drawn.arrays["image"], np.rint(scan.image))
     assert drawn.packed == {"mask", "native_mask"}
-    assert drawn.chunks == {"image": (1, *CHUNK), "mask": CHUNK, "native_mask": CHUNK}
+    assert drawn.chunks == {"image": (1, x, y, z), "mask": (x, y, z), "native_mask": (12, 15, 9)}
     assert Grid.of_row(drawn.arrays["grid"]).shape == (x, y, z)
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 65, 127, 128, 129, 140, 372, 512])
+def test_chunks_are_equal_parts_that_waste_little(n):
+    chunk = chunk_of((2, n, n, n))
+    assert chunk[0] == 1
+    for part, most in zip(chunk[1:], CHUNK, strict=True):
+        pieces = -(-n // part)
+        assert part <= most
+        assert pieces == -(-n // most)
+        assert pieces * part - n < pieces
 
 
 def test_counts_name_the_voxels_of_each_label_and_scans_without_foreground():

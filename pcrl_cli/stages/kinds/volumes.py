@@ -69,7 +69,10 @@ def check(
         )
     other = ("normalise",) if modality == "ct" else ("hu_min", "hu_max", "margin")
     for name in other:
-        if f"prepare.{name}" in origin and not origin[f"prepare.{name}"].startswith("recipe "):
+        if origin.get(f"prepare.{name}") in (
+            "flags",
+            "--set",
+        ):  # a file or a recipe may hold what another data set needs
             raise ConfigError(f"prepare.{name} changes nothing for {modality.upper()} scans; leave it out")
 
 
@@ -100,7 +103,7 @@ def parts(settings: VolumeSettings, reader: ModuleType, data: Path) -> Mapping[s
 
 def nbytes(settings: VolumeSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
     """By the headers: two bytes a voxel and channel on the working grid; masks shrink to almost nothing."""
-    return sum(_case_bytes(settings.prepare, case) for case in cases)
+    return float(sum(_case_bytes(settings.prepare, case) for case in cases))
 
 
 def _case_bytes(how: Preparation, case: Case) -> float:
