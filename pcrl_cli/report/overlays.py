@@ -112,6 +112,8 @@ def overlay(slices: Sequence[Slice], regions: Sequence[str]) -> bytes:
                     _paint(ax, mask, colour, without=np.asarray(masks[i + 1 :].any(axis=0)))
             _paint(axes[3], (s.truth & ~s.predicted).any(axis=0), MISSED)
             _paint(axes[3], (s.predicted & ~s.truth).any(axis=0), INVENTED)
+            for ax in axes:  # an outline round the whole slice would widen it
+                ax.set(xlim=(-0.5, s.image.shape[0] - 0.5), ylim=(s.image.shape[1] - 0.5, -0.5))
         _legend(fig, regions)
 
     return _drawn((9.0 / 4 * shape + 0.55) * len(slices) + 0.4, draw)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.contract import Architecture, Patients
-from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.errors import ConfigError, UsageError, blame_memory
 from pcrl_cli.core.learner import Learner, Stored, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
@@ -229,7 +229,8 @@ def _train(
     )
     if not can_validate:
         listener.warn(kept)
-    outcome = trainer.fit()
+    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings)):
+        outcome = trainer.fit()
     result = FinetuneResult(
         run=run.folder,
         task=settings.task,
@@ -251,6 +252,14 @@ def _train(
         finetune_report(run, result)
         run.finish(result.model_dump(mode="json"))
     return result
+
+
+def _less(settings: FinetuneSettings) -> str:
+    """What to set when a step does not fit."""
+    half = f"--batch {max(2, settings.train.batch // 2)}"
+    crop = getattr(settings.learner, "crop", None)
+    smaller = [max(16, n // 2) for n in crop or ()]
+    return half if crop is None else f"{half} or --set learner.crop=[{','.join(map(str, smaller))}]"
 
 
 def architecture_of(settings: FinetuneSettings, weights: Weights | None, dim: int) -> Architecture:
