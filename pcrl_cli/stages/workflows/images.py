@@ -27,6 +27,7 @@ from pcrl_cli.report.findings import Look, activation_figure, auroc_figure, reli
 from pcrl_cli.report.html import Block, Facts, Picture, Section
 from pcrl_cli.report.paper_findings import findings_table
 from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
+from pcrl_cli.tasks.chest import Chest
 
 OPTIONS: tuple[str, ...] = ()
 BATCH = 64
@@ -42,6 +43,10 @@ class Predictions:
     patient: list[str]
     label: Int[np.ndarray, "n k"]
     probability: Float[np.ndarray, "n k"]
+
+
+def metric_names(work: Work) -> tuple[str, ...]:
+    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "ece", "brier", "pointing")
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -233,7 +238,7 @@ def _point(work: Work, task: Task, split: SplitName, names: Sequence[str]) -> Pl
     total, by_finding, looks = Pointing(0, 0, 0.0), dict[str, Pointing](), list[Look]()
     boxes = nih_boxes.boxes(Path(work.cache.manifest["data"]))
     wanted = {image for image, finding in boxes if finding in names}
-    if not wanted or not hasattr(task, "activation"):
+    if not wanted or not isinstance(task, Chest):
         return total, by_finding, looks
     for items in _batches(work, split, ("image", "id")):
         ids = [name.decode() for name in items["id"]]
@@ -242,7 +247,7 @@ def _point(work: Work, task: Task, split: SplitName, names: Sequence[str]) -> Pl
             continue
         batch = {"image": torch.from_numpy(items["image"][rows]).to(work.device)}
         maps = task.activation(batch).float().cpu().numpy()
-        seen = task.centre_unit(batch)[:, 0].float().cpu().numpy()  # type: ignore[operator]
+        seen = task.centre_unit(batch)[:, 0].float().cpu().numpy()
         for row, map_, image in zip(rows, maps, seen, strict=True):
             for k, finding in enumerate(names):
                 drawn = boxes.get((ids[row], finding), [])
@@ -272,7 +277,7 @@ def _maps(played: Pointing, by_finding: Mapping[str, Pointing], looks: Sequence[
         "pointing game counts the peaks that lie in a box."
     )
     facts = {name: f"{g.hits} of {g.n}" for name, g in by_finding.items()}
-    facts["all"] = f"{played.hits} of {played.n}; a random place would hit {played.by_chance:.1f}"
+    facts["all"] = f"{played.hits} of {played.n}; a random place would hit {played.by_chance:.2g}"
     return [Section("Where it looks", [Picture(activation_figure(looks), caption), Facts(facts)])]
 
 
