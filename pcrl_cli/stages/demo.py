@@ -55,6 +55,7 @@ class Chain:
 
 
 CHEST = Made("luna", "pcrl_cli.phantoms.chest")
+FILMS = Made("nih", "pcrl_cli.phantoms.radiograph", {"size": 80})
 CHAINS: dict[str, Chain] = {
     "luna": Chain(CHEST),
     "lits": Chain(
@@ -72,6 +73,19 @@ CHAINS: dict[str, Chain] = {
         epochs=20,
         ratio=0.5,
         finetune={"learner": {"crop": [48, 48, 48]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
+    "chest": Chain(
+        FILMS,
+        patients=150,
+        steps=60,
+        epochs=25,
+        width=8,
+        dim="2d",
+        pretrain={
+            "learner": {"images": {"global_side": 64, "local_side": 64}},
+            "train": {"batch": 16, "check_every": 10},
+        },
+        finetune={"learner": {"side": 64, "resize": 80}, "train": {"batch": 16, "lr": 3e-2}},
     ),
 }
 """By task."""
