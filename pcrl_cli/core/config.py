@@ -37,6 +37,7 @@ GROUPS = frozenset(
         "learner",
         "train",
         "set_aside",
+        "init",
         "any_recipe",
         "probe_every_epochs",
         "task",

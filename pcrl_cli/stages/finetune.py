@@ -25,7 +25,7 @@ from pcrl_cli.networks.transfer import Weights, load_encoder
 from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.report import finetune_report
 from pcrl_cli.stages.results import Plan, Result
-from pcrl_cli.stages.weights import weights_of
+from pcrl_cli.stages.weights import initial, weights_of
 from pcrl_cli.stages.workflows import Work, workflow_of
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
@@ -49,6 +49,7 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
     width: int | None = Field(None, ge=1, description="from the weights; without weights the paper's")
     poolings: int | None = Field(None, ge=1, description="from the weights; without weights 5")
     weights: str | None = Field(None, description="run or file to start from; none: from scratch")
+    init: str | None = Field(None, description="imagenet=FILE: a local torchvision state dict to start from, 2D")
     allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
 
 
@@ -98,6 +99,7 @@ def finetune(
     *,
     task: str | None = None,
     weights: Path | None = None,
+    init: str | None = None,
     recipe: str | None = None,
     layers: Sequence[Layer] = (),
     out: Path | None = None,
@@ -113,6 +115,7 @@ def finetune(
     Args:
         cache: defaults to the workspace's only cache with labels for the task.
         weights: a run folder or a weights file; its contract decides the architecture.
+        init: imagenet=FILE, in place of weights.
 
     Raises:
         ConfigError: the weights are of another architecture, or saw patients of the validation or test part.
@@ -121,6 +124,10 @@ def finetune(
     settings = finetune_settings(task, recipe, layers)[0]
     if weights is not None:
         settings = settings.model_copy(update={"weights": str(weights.resolve())})
+    if init is not None:
+        settings = settings.model_copy(update={"init": init})
+    if settings.init and settings.weights:
+        raise UsageError("--weights and --init both say what to start from; give one of them")
     where = resolve_device(device)
     with training.joined(where) as world:
         return _finetune(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
@@ -145,17 +152,22 @@ def _finetune(
     opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
-    loaded = weights_of(Path(settings.weights)) if settings.weights else None
+    loaded = _start(settings)
     architecture_of(settings, loaded, module.DIM)
     start = loaded.contract.model_dump_json() if loaded else "scratch"
     inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
     found = {"width": None, "poolings": None} if loaded else {}  # the weights' own, by now
-    decisive = settings.model_copy(update={"weights": None, **found})  # their content decides, not their place
+    decisive = settings.model_copy(
+        update={"weights": None, "init": None, **found}
+    )  # their content decides, not their place
     fingerprint = training.run_fingerprint("finetune", decisive, *inputs)
     out = out or workspace.run("finetune", settings.task, fingerprint)
     overlap = check_overlap(loaded, opened, settings, listener)
     if dry_run:
-        figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": settings.weights or "scratch"}
+        figures = {
+            "labelled patients": len(opened.split.first(settings.ratio)),
+            "start": settings.weights or settings.init or "scratch",
+        }
         return training.plan("finetune", out, settings, fingerprint, figures)
     if not overwrite:
         done = training.already_done(world, out, "finetune", settings, fingerprint, FinetuneResult, listener)
@@ -163,6 +175,13 @@ def _finetune(
             return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
     return _train(settings, opened, loaded, overlap, open_run, out, device, cache_on, world, listener)
+
+
+def _start(settings: FinetuneSettings) -> Weights | None:
+    """What the settings name to start from."""
+    if settings.init:
+        return initial(settings.init)
+    return weights_of(Path(settings.weights)) if settings.weights else None
 
 
 def _train(
@@ -339,7 +358,7 @@ def _seen(
     weights: Weights | None, cache: Cache, labelled: Sequence[str], selected: Sequence[str], salt: str
 ) -> Patients:
     """The labelled patients, those that choose the epoch, and those that the weights carry already."""
-    if weights is None:
+    if weights is None or not weights.contract.patients.salt:  # ImageNet has no patients
         return patients.hashed(cache, labelled, salt, selected)
     before = weights.contract.patients
     return before.joined(patients.hashed(cache, labelled, before.salt, selected))
