@@ -59,6 +59,9 @@ class Config(Settings):
     decode: Literal["drawn", "all"] = Field(
         "drawn", description="all: the same result, slower; for benchmarks and tests"
     )
+    subpixel: int | None = Field(
+        None, ge=0, description="so many finest stages up-sample and convolve in one; equal; none: two, on a CPU"
+    )
     stop_gradient: bool = Field(True, description="off only to see a collapse")
     augment: Ranges = Ranges()
     augmentation: Literal["batched", "torchio"] = Field(
@@ -142,7 +145,9 @@ class PCRLv2(Learner):
         super().__init__()
         self.config, self.to_unit = config, to_unit
         encoder = UNet3dEncoder(channels, config.width, config.poolings)
-        self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias)
+        self.net = NsUNet(
+            encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias, config.subpixel
+        )
         sigmoid = config.restore_activation == "sigmoid"
         self.restore = nn.ModuleDict(
             {
