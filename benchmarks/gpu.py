@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from benchmarks.step import SCALES, learner_of, make_views
 from pcrl_cli.core.learner import Batch, Progress, Views
 from pcrl_cli.core.rng import Rng
-from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.layout import arrange
+from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
 from pcrl_cli.stages.cost import step_flops
 
