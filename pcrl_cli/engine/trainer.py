@@ -59,6 +59,11 @@ class TrainConfig(Settings):
     )
     compile: bool = Field(False, description="torch.compile, one graph a scale; its error is that of other fused sums")
     sync_batch_norm: bool = Field(False, description="batch norm over the samples of all ranks, not of each")
+    deals: int = Field(
+        1,
+        ge=1,
+        description="parts into which items are dealt for the whole run; ranks then keep only their parts in memory",
+    )
     check_every: int = Field(50, ge=1, description="steps between two looks at rank and std of the features")
     stop_on_collapse: bool = False
     keep: int = Field(2, ge=2, description="checkpoints kept")

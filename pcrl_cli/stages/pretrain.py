@@ -250,6 +250,7 @@ def source(
         cache_on,
         rank=world.rank,
         ranks=world.size,
+        deals=settings.train.deals,
         rows=cache.rows(group, arrays[0], cases, patients),
     )
 
