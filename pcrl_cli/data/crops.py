@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch
+from pcrl_cli.data.ahead import CacheOn, ahead, choose, own_device, require_shares, small, steps
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn, choose, read_ahead, require_shares, shuffled, steps
+from pcrl_cli.data.loader import shuffled
 from pcrl_cli.pure.volumes import PADDED
 
 GROUP, ARRAYS = "volumes", ("image", "mask")
@@ -57,7 +58,7 @@ class VolumeCrops:
         ranks: int = 1,
     ) -> None:
         self.cache, self.cases, self.size, self.seed, self.pad = cache, tuple(cases), size, seed, pad
-        self.batch_size, self.device, self.rank, self.ranks = batch, device, rank, ranks
+        self.batch_size, self.device, self.rank, self.ranks = batch, own_device(device), rank, ranks
         self.crops = crops or max(1, -(-batch // max(1, len(cases))))
         if batch > self.crops * len(cases):
             raise ConfigError(
@@ -87,11 +88,13 @@ class VolumeCrops:
     def batches(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Endless, from a step on: global positions of this rank's crops, and their arrays on the device."""
         work = steps(self.order, self.steps_per_epoch, self.batch_size, step, self.rank, self.ranks)
-        cut = ((positions, self._batch(positions, items % len(self.cases))) for positions, items in work)
-        if self.place == "gpu":
-            yield from ((positions.to(self.device), batch) for positions, batch in cut)
-        else:
-            yield from read_ahead(cut, self.device)
+        if self.place != "gpu":
+            yield from ahead(work, self._fill, self._room, self.device)
+            return
+        for positions, items in work:
+            batch = self._room()
+            self._fill(positions, items, batch)
+            yield small(positions, self.device), batch
 
     def start(self, position: int, case: int) -> Int64[np.ndarray, "3"]:
         """The first voxel (x, y, z) of the crop at a global position; negative where the crop is padded."""
@@ -102,18 +105,24 @@ class VolumeCrops:
             low, high = np.clip(voxel - self.size + 1, low, high), np.clip(voxel, low, high)
         return rng.integers(low, high, endpoint=True)
 
-    def _batch(self, positions: Int[Tensor, " b"], cases: Int[np.ndarray, " b"]) -> Batch:
+    def _room(self) -> Batch:
+        """Memory for this rank's crops of one batch, where the volumes are."""
         channels = self.cache.records[self.cases[0]]["arrays"][GROUP]["image"]["shape"][0]
         on = self.device if self.place == "gpu" else torch.device("cpu")
-        image = torch.full((len(cases), channels, *self.size), self.pad, dtype=torch.int16, device=on)
-        mask = torch.full((len(cases), *self.size), PADDED, dtype=torch.uint8, device=on)
+        n = len(range(self.rank, self.batch_size, self.ranks))
+        image = torch.empty((n, channels, *self.size), dtype=torch.int16, device=on)
+        return {"image": image, "mask": torch.empty((n, *self.size), dtype=torch.uint8, device=on)}
+
+    def _fill(self, positions: Int[Tensor, " b"], items: Int[np.ndarray, " b"], out: Batch) -> None:
+        """One crop an item; items name their cases again and again."""
+        image, mask = out["image"].fill_(self.pad), out["mask"].fill_(PADDED)
+        cases = items % len(self.cases)
         for row, (position, case) in enumerate(zip(positions.tolist(), cases.tolist(), strict=True)):
             start = self.start(position, case)
             first, last = np.maximum(start, 0), np.minimum(start + self.size, self.shapes[case])
             target = tuple(slice(int(a), int(b)) for a, b in zip(first - start, last - start, strict=True))
             part, labels = self._part(case, first, last)
             image[row][(slice(None), *target)], mask[row][target] = part, labels
-        return {"image": image, "mask": mask}
 
     def _part(
         self, case: int, first: Int64[np.ndarray, "3"], last: Int64[np.ndarray, "3"]

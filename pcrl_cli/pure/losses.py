@@ -5,15 +5,17 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
+from pcrl_cli.pure.precision import at_least_float32
+
 
 def mse(restored: Float[Tensor, "b c *space"], x: Float[Tensor, "b c *space"]) -> Float[Tensor, ""]:
     """Mean squared error over batch, channels and voxels, in float32: one term of L^R (Eq. 4)."""
-    return F.mse_loss(restored.float(), x.float())
+    return F.mse_loss(at_least_float32(restored), at_least_float32(x))
 
 
 def cosine(a: Float[Tensor, "b c"], b: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
     """a / |a| . b / |b|, mean over the batch (Eqs. 7, 8), in float32."""
-    return F.cosine_similarity(a.float(), b.float(), dim=1).mean()
+    return F.cosine_similarity(at_least_float32(a), at_least_float32(b), dim=1).mean()
 
 
 def comparison(

@@ -16,8 +16,8 @@ from pcrl_cli.core.errors import ConfigError, UsageError, blame_memory
 from pcrl_cli.core.learner import Learner, Stored, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pcrl_cli.core.learner import Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.source import Source
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.metrics import Interval
 from pcrl_cli.report.html import Section

@@ -20,9 +20,9 @@ from pcrl_cli.core import files
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.learner import Task
 from pcrl_cli.core.plan import Grid
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.crops import VolumeCrops
-from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.metrics import bootstrap_mean
 from pcrl_cli.pure.regions import Agreement, agreement, dice, largest_component, masks_of
