@@ -7,6 +7,7 @@ RUN/
 ├── checkpoints/step_000500/ {model, optim}.safetensors, state.json with their SHA-256
 ├── best/               the same, of the best validation so far (fine-tuning)
 ├── captures/           the batch of a non-finite step, one folder a rank
+├── .lock               while a process writes here
 └── tensorboard/        the rows of metrics.jsonl, if train.tensorboard
 """
 
@@ -30,6 +31,7 @@ from torch import Tensor
 from pcrl_cli.core import files
 from pcrl_cli.core.config import leaves
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
+from pcrl_cli.engine import lock
 
 SCHEMA = "pcrl.run/1"
 OWN = ("checkpoints", "best", "captures", "tensorboard", "evaluation", "report.html", "metrics.jsonl", "config.yaml")
@@ -62,13 +64,14 @@ class Run:
         Raises:
             ConfigError: it holds other settings (their names are listed), or something that is no run.
             IntegrityError: its record is torn.
-            MachineError: the folder cannot be written.
+            MachineError: the folder cannot be written, or another process is writing it.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             taken = any(not path.name.startswith(".") for path in folder.iterdir())
         except OSError as error:
             raise MachineError(f"cannot make {folder}: {error.strerror}; choose another --out") from None
+        lock.hold(folder)
         if taken and overwrite:
             cls._clear(folder)
         elif taken:
@@ -220,14 +223,15 @@ class Run:
         Raises:
             IntegrityError: there are checkpoints, and none of them is sound.
         """
-        damaged = []
-        for path in reversed(self.checkpoints):
+        paths = self.checkpoints[::-1]
+        for i, path in enumerate(paths, start=1):
             try:
                 return unseal(path)
             except IntegrityError as error:
-                damaged.append(path)
-                warn(f"{error}; falling back to the checkpoint before it")
-        if damaged:
+                warn(
+                    f"{error}; {'falling back to the checkpoint before it' if i < len(paths) else 'there is no other'}"
+                )
+        if paths:
             raise IntegrityError(f"no checkpoint in {self.folder} is sound; start again with --overwrite")
         return None
 
