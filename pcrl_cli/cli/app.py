@@ -12,6 +12,7 @@ from pcrl_cli.cli import (
     evaluate,
     export,
     finetune,
+    import_,
     inspect,
     prep,
     pretrain,
@@ -29,8 +30,22 @@ app = typer.Typer(
     "8 threshold not met, 75 stopped and saved: run the same command again, 130 interrupted.",
 )
 
-for module in (prep, pretrain, finetune, evaluate, probe, embed, export, inspect, report, doctor, config, demo):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+for module in (
+    prep,
+    pretrain,
+    finetune,
+    evaluate,
+    probe,
+    embed,
+    export,
+    import_,
+    inspect,
+    report,
+    doctor,
+    config,
+    demo,
+):
+    app.command(module.__name__.rpartition(".")[2].rstrip("_"))(module.command)
 
 
 def _version(wanted: bool) -> bool:

@@ -100,6 +100,15 @@ def read_weights(path: Path) -> Weights:
     return Weights(path, encoder, contract, tuple(sorted(key for key in tensors if not key.startswith(prefix))))
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, with or without a contract.
+
+    Raises:
+        IntegrityError: the file is torn.
+    """
+    return _read_safetensors(path)[0]
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
         with safe_open(path, "pt") as file:

@@ -36,4 +36,4 @@ def test_the_table_goes_between_the_marks_and_nothing_else_changes(tmp_path):
     assert "Machine: a toaster." in text
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
-    assert table({}).count("\n") == 4
+    assert table({}).startswith("| promise | target |")
