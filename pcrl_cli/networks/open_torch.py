@@ -123,7 +123,9 @@ def open_file(path: Path, folder: Path) -> None:
     except pickle.UnpicklingError as error:
         wanted = [word for line in str(error).splitlines() if "GLOBAL" in line for word in line.split() if "." in word]
         what = f" ({wanted[0][:60]})" if wanted else ""
-        raise Unsafe(f"holds more than tensors{what} and was not opened, since a pickle can run code") from None
+        raise Unsafe(
+            f"is no torch file, or holds more than tensors{what}, and was not opened, since a pickle can run code"
+        ) from None
     except (MemoryError, RuntimeError, OSError) as error:
         raise Unsafe(f"is torn, or asks for more memory than it has bytes ({_first_line(error)})") from None
     except Exception as error:  # a torn stream fails in every way there is

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pcrl_cli.core import files
 from pcrl_cli.core.contract import Contract, Domain
 from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.networks.open_torch import Unsafe, check_archive
 
 Format = Literal["safetensors", "torch"]
 ENOUGH = 0.9
@@ -120,6 +121,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        check_archive(path)
+    except Unsafe as error:
+        raise IntegrityError(f"{path} {error}; copy or export it again") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

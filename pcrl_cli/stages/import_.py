@@ -14,13 +14,10 @@ from pcrl_cli.networks.released import Known, recognise
 from pcrl_cli.networks.transfer import ENOUGH, write_weights
 from pcrl_cli.networks.untrusted import open_untrusted
 from pcrl_cli.stages.export import model_card
+from pcrl_cli.stages.patients import UNKNOWN
 from pcrl_cli.stages.results import Result
 
 NAME = "encoder.safetensors"
-UNKNOWN = (
-    "Whom these weights saw is unknown: that they saw patients of a test set can't be ruled out, and nothing is refused "
-    "for it."
-)
 
 
 class ImportResult(Result):
@@ -84,7 +81,7 @@ def import_weights(source: Path, out: Path, *, overwrite: bool = False) -> Impor
     encoder = build_encoder(known.architecture, known.domain.channels)
     parameters = sum(p.numel() for p in encoder.parameters())
     sha256, card = files.sha256_file(target), target.with_name(target.name + ".md")
-    notes = [UNKNOWN, *_notes(opened.facts, wrong_shape)]
+    notes = [f"{UNKNOWN[:1].upper()}{UNKNOWN[1:]}.", *_notes(opened.facts, wrong_shape)]
     files.write_atomic(card, model_card(target, contract, parameters, sha256, notes).encode())
     return ImportResult(
         source=source,

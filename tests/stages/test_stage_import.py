@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from chain import finetune_layers
 from original import random_model, save
 from safetensors import safe_open
 
@@ -12,6 +13,8 @@ from pcrl_cli.core.errors import ConfigError, UsageError
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.released import expected_2d, expected_3d, recognise
 from pcrl_cli.networks.transfer import load_encoder, read_weights
+from pcrl_cli.stages.evaluate import evaluate
+from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.import_ import import_weights
 from pcrl_cli.stages.inspect import inspect
 
@@ -30,7 +33,8 @@ def test_features_equal_the_original_modules_in_both_formats_from_a_gpu(tmp_path
     with monkeypatch.context() as patch:  # the file says that its tensors were on a GPU
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         file = save(tmp_path / "w.pt", model.state_dict(), legacy)
-    assert (b"cuda:0" in file.read_bytes()) and (file.read_bytes()[:2] == b"PK") != legacy
+    assert b"cuda:0" in file.read_bytes()
+    assert (file.read_bytes()[:2] == b"PK") != legacy
     done = import_weights(file, tmp_path / "new folder" / "out")
     assert done.format == ("legacy" if legacy else "zip")
     for ours, theirs in zip(features(done.file, x), model(x), strict=True):
@@ -159,3 +163,18 @@ def test_a_deeper_resnet_is_refused():
         recognise(
             {k: torch.ones(2, 2, 2, 2) for k in ("conv1.weight", "layer1.0.conv1.weight", "layer1.2.conv1.weight")}, "x"
         )
+
+
+def test_fine_tuning_and_evaluation_say_that_a_leak_cannot_be_ruled_out(chain, tmp_path, heard):
+    done = import_weights(save(tmp_path / "w.pt", random_model().state_dict()), tmp_path / "out")
+    tuned = finetune(
+        task="luna", weights=done.file, workspace=chain.workspace, out=tmp_path / "run",
+        layers=finetune_layers(1), listener=heard,
+    )  # fmt: skip
+    assert any("can't be ruled out" in text for text in heard.warnings)
+    assert any("can't be ruled out" in text for text in tuned.notes)
+    assert tuned.overlap["unknown"] == 1
+    assert tuned.transfer is not None
+    assert tuned.transfer["share"] == 1.0
+    scored = evaluate(tuned.run, workspace=chain.workspace)
+    assert any("can't be ruled out" in text for text in scored.notes)
