@@ -17,6 +17,7 @@ from pcrl_cli.cli import (
     prep,
     pretrain,
     probe,
+    replay,
     report,
 )
 
@@ -40,6 +41,7 @@ for module in (
     export,
     import_,
     inspect,
+    replay,
     report,
     doctor,
     config,

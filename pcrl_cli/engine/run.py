@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -300,7 +301,7 @@ def _seal(target: Path, parts: dict[str, dict[str, Tensor]], values: dict[str, A
         hashes = {}
         for name, tensors in parts.items():
             path = draft / f"{name}.safetensors"
-            content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata)
+            content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or None)
             files.write_atomic(path, content)
             hashes[path.name] = hashlib.sha256(content).hexdigest()
         hashes["state.json"] = files.fingerprint(values)
@@ -348,12 +349,27 @@ def unseal(folder: Path) -> Checkpoint:
     Raises:
         IntegrityError: a file is missing, torn or changed.
     """
+    parts, state = _unseal(folder, ("model", "optim"))
+    return Checkpoint(parts["model"], parts["optim"], state)
+
+
+def unseal_capture(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The batch and the state that `Run.capture` kept.
+
+    Raises:
+        IntegrityError: a file is missing, torn or changed.
+    """
+    parts, state = _unseal(folder, ("batch",))
+    return parts["batch"], state
+
+
+def _unseal(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     state = files.read_json(folder / "state.json")
     hashes = state.pop("sha256", None) if isinstance(state, dict) else None
     if not isinstance(hashes, dict) or hashes.get("state.json") != files.fingerprint(state):
         raise IntegrityError(f"{folder / 'state.json'} is torn or was changed (its own hash differs)")
     parts = {}
-    for name in ("model", "optim"):
+    for name in names:
         path = folder / f"{name}.safetensors"
         try:
             content = path.read_bytes()
@@ -361,8 +377,11 @@ def unseal(folder: Path) -> Checkpoint:
             raise IntegrityError(f"{path} cannot be read") from None
         if hashlib.sha256(content).hexdigest() != hashes.get(path.name):
             raise IntegrityError(f"{path} is torn or was changed (its SHA-256 differs)")
-        parts[name] = load_tensors(content)
-    return Checkpoint(parts["model"], parts["optim"], state)
+        try:
+            parts[name] = load_tensors(content)
+        except SafetensorError as error:  # written so, by a bug of ours or of the library
+            raise IntegrityError(f"{path} is no sound safetensors file ({str(error)[:80]})") from None
+    return parts, state
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
