@@ -171,6 +171,7 @@ def build(model: type[Model], layers: Iterable[Layer]) -> tuple[Model, dict[str,
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or a value that does not fit, and where it came from.
+        UsageError: a flag's value does not fit.
     """
     layers = [(name, _meant_for(model, tree) if name == ENVIRONMENT else tree) for name, tree in layers]
     values, origin = merge(layers)
@@ -190,7 +191,10 @@ def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str,
         where = f" (from {source})" if source else ""
         what = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
-        raise ConfigError(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
+        kind = (
+            UsageError if source == "flags" else ConfigError
+        )  # whoever notices it, a wrong word on the command line is one
+        raise kind(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
 
 
 def picked(layers: Iterable[Layer], key: str, default: Any) -> Any:

@@ -96,7 +96,7 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.match(path.name)
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+        if match and match["host"] == _host() and not alive(int(match["pid"])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -109,7 +109,8 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether this host has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -213,6 +213,7 @@ def _leaks(contract: Contract, cache: Cache, split: SplitName, settings: Finetun
         ]
     chosen = ["the epoch was chosen by this part, so its numbers are optimistic"]
     notes = chosen if split == "val" and not external and known.selected else []
+    notes = [*notes, patients.UNKNOWN] if known.unknown else notes
     seen = patients.seen(known, cache, names, selected_too=external)
     if not seen:
         return notes

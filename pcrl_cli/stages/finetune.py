@@ -328,6 +328,7 @@ def check_overlap(
     parts = {"labelled": cache.split.first(settings.ratio), "val": cache.split.val, "test": cache.split.test}
     known = weights.contract.patients
     overlap = {name: len(patients.seen(known, cache, part)) for name, part in parts.items()}
+    overlap |= {"unknown": 1} if known.unknown else {}  # imported weights: nobody wrote down whom they saw
     leaked = overlap["val"] + overlap["test"]
     if leaked and not settings.allow_overlap:
         raise ConfigError(
@@ -340,7 +341,7 @@ def check_overlap(
 
 
 def _notes(overlap: dict[str, int]) -> list[str]:
-    notes = []
+    notes = [patients.UNKNOWN] if overlap.get("unknown") else []
     if overlap.get("val") or overlap.get("test"):
         notes.append(
             f"the weights saw {overlap['val']} validation and {overlap['test']} test patients in pre-training: a leak, "

@@ -21,6 +21,7 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
@@ -69,11 +70,15 @@ def open_by_all(world: World, path: Path, memory: Path, plan_only: bool = False)
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written."""
+    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written.
+
+    On leaving, the run folder that the command took is free for the next process.
+    """
     world = World.join(device)
     try:
         yield world
     finally:
+        lock.release()
         world.leave()
 
 
