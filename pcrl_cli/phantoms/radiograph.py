@@ -32,10 +32,11 @@ BOXED = {
 }  # fmt: skip
 """The findings that the data set has boxes of, and what its list of boxes calls them."""
 
-_ENTRY = (
+ENTRY = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
+"""The first line of the table, as the data set has it."""
 _BOX = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 _HOW_MANY = (0.3, 0.34, 0.22, 0.14)  # of no finding, one, two, three
 _BOX_SHARE = 0.5  # of the findings that can have boxes
@@ -60,7 +61,7 @@ def make(root: Path, patients: int = 40, seed: int = 0, progress: Callable[[int,
     """
     root = Path(root)
     (root / "images").mkdir(parents=True, exist_ok=True)
-    boxes, entries = [_BOX], [_ENTRY]
+    boxes, entries = [_BOX], [ENTRY]
     for index in range(patients):
         rng = np.random.default_rng([seed, index])
         age, sex = int(rng.integers(18, 90)), "FM"[int(rng.integers(2))]

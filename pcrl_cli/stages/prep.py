@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,8 @@ from pcrl_cli.stages.workspace import Workspace
 
 OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards"))
 """What a cache folder holds; `--overwrite` deletes nothing else."""
+SAID = 20
+"""Refusals that are said one by one; the others are counted."""
 
 
 class PrepResult(Result):
@@ -170,18 +172,16 @@ def prep(
         )
     finally:
         listener.end()
-    for case, reason in sorted(result.bad.items()):
+    for case, reason in sorted(result.bad.items())[:SAID]:
         listener.warn(f"left out {case}: {reason}")
-    split, bad_in = read_split(out), {r["case"]: len(r.get("bad", {})) for r in result.manifest["cases"]}
-
-    def of_shards(names: list[str]) -> int:
-        return sum(bad_in.get(case, 0) for case in names)
-
+    if len(result.bad) > SAID:
+        listener.warn(f"and {len(result.bad) - SAID} others: see {out / 'bad_cases.jsonl'}")
+    split = read_split(out)
     return PrepResult(
         cache=out,
         unit=kind.UNIT,
-        made=_count(case for case in mine if case.id in set(result.made)) - of_shards(result.made),
-        skipped=_count(case for case in mine if case.id in set(result.skipped)) - of_shards(result.skipped),
+        made=_usable(mine, result.made, result.bad),
+        skipped=_usable(mine, result.skipped, result.bad),
         bad=len(result.bad),
         absent_rows=_absent(reader, data, cases, of_reader),
         cases={r["case"]: r["counts"] for r in result.manifest["cases"]},
@@ -221,6 +221,12 @@ def _reader(name: str, data: Path, given: Mapping[str, Any]) -> ModuleType:
 def _count(cases: Iterable[Case]) -> int:
     """How many scans, or images."""
     return sum(len(case.images) or 1 for case in cases)
+
+
+def _usable(cases: Iterable[Case], names: Collection[str], bad: Collection[str]) -> int:
+    """Of the cases with these names: how many scans, or images that could be read."""
+    named = set(names)
+    return sum(sum(i.id not in bad for i in case.images) or not case.images for case in cases if case.id in named)
 
 
 def _first(cases: list[Case], limit: int | None) -> list[Case]:
@@ -321,9 +327,9 @@ def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:
     now = {owned.id: owned.patient for case in cases for owned in (case.images or (case,))}
     moved = [name for name, patient in now.items() if was.get(name, patient) != patient]
     if moved:
-        first = moved[0]
+        first, unit = moved[0], "images" if any(case.images for case in cases) else "scans"
         raise ConfigError(
-            f"{len(moved)} scans of {out} belonged to other patients when it was made (the first: {first} to "
+            f"{len(moved)} {unit} of {out} belonged to other patients when it was made (the first: {first} to "
             f"{was[first]}, now {now[first]}); give the same --patients, or choose another --out"
         )
 

@@ -111,7 +111,7 @@ def note_partial(cache: Cache, listener: Listener) -> None:
     """Says when preparing was not finished: scans or images that nobody refused are missing."""
     m = cache.manifest
     unit = "images" if m["dim"] == 2 else "scans"
-    refused = len(m.get("refused", [])) + sum(len(r.get("bad", ())) for r in m["cases"])
+    refused = len(m.get("refused", []))
     there = sum(len(r["items"]["id"]) if "items" in r else 1 for r in m["cases"])
     expected = m.get("scans", there + refused)
     if there + refused < expected:

@@ -111,6 +111,7 @@ def header(settings: ImageSettings, reader: ModuleType, cases: Sequence[Case]) -
         "dim": 2,
         "channels": 1,
         "modality": reader.MODALITY,
+        "spacing_mm": None,  # one size in pixels, whatever the films' was
         "size": settings.size,
         "classes": list(settings.classes),
         "to_unit": [1 / 255, 0.0],
