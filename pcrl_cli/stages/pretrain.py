@@ -53,7 +53,7 @@ class PretrainSettings(Settings, Generic[MethodConfig]):
     probe_every_epochs: int | None = Field(
         None,
         ge=0,
-        description="k-NN and linear probe while training; none: every tenth of the run; 0: never",
+        description="k-NN and linear probe while training; none: every tenth of the run, in 2D never; 0: never",
     )
 
 
@@ -334,6 +334,8 @@ def _probing(
         ConfigError: it was asked for, and the cache cannot serve.
     """
     every = settings.probe_every_epochs
+    if every is None and settings.dim == "2d":  # a whole data set of images is too much to look at by default
+        return None
     if every is None:
         steps = settings.train.steps or settings.train.epochs * loader.steps_per_epoch
         every = steps // loader.steps_per_epoch // PROBES

@@ -21,6 +21,7 @@ from pcrl_cli.stages.export import export
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain, pretrain_settings
+from pcrl_cli.stages.probe import embed, probe_run
 from pcrl_cli.stages.workspace import Workspace
 from tests.stages.chain import Heard, settings
 
@@ -254,3 +255,31 @@ def test_a_step_of_the_papers_2d_recipe_is_counted():
     flops = cost.step_flops(config, 2, shapes=cost.view_shapes(config), dim=2)
     encoder = 3 * 2 * 1.81e9  # forward and backward of ResNet-18 at 224 x 224, two FLOP a multiply-add
     assert 16 * encoder < flops < 40 * encoder
+
+
+# ---- frozen features -------------------------------------------------------------------------------------------------
+
+
+def test_probing_gives_the_mean_over_findings_and_embedding_a_row_an_image(chain, tmp_path):
+    result = probe_run(chain.pretrained.run, workspace=chain.workspace)
+    cache = open_cache(chain.cache)
+    owners = cache.owners("images", "label", cache.cases())
+    assert result.task == "chest"
+    assert result.train == sum(p in cache.split.train for p in owners)
+    assert result.tested == chain.evaluated.counts["images"]
+    assert 0 <= result.linear_auroc <= 1
+    assert 0 <= result.knn_auroc <= 1
+    embed(chain.pretrained.run, tmp_path / "f.npz", workspace=chain.workspace)
+    embed(chain.pretrained.run, tmp_path / "f.csv", workspace=chain.workspace)
+    with np.load(tmp_path / "f.npz") as found:
+        assert found["features"].shape == (len(owners), 32)
+        assert found["label"].shape == (len(owners), 14)
+    with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == len(owners) + 1
+    assert all(len(row) == 3 + 14 + 32 for row in rows)
+
+
+def test_a_task_of_other_images_is_refused(chain):
+    with pytest.raises(ConfigError, match="2D encoder"):
+        probe_run(chain.pretrained.run, workspace=chain.workspace, task="luna")
