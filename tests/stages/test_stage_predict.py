@@ -12,7 +12,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 from chain import Heard
+from typer.testing import CliRunner
 
+from pcrl_cli.cli.app import app
 from pcrl_cli.core.errors import ConfigError, DataError, MachineError, UsageError
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.volume import Volume, index_to_world
@@ -131,7 +133,7 @@ def test_a_prediction_is_where_the_organ_is_and_its_volume_is_told(lits_run, tmp
     np.testing.assert_array_equal(found, body() > 100)
     ml = (body() > 100).sum() * np.prod(SPACING) / 1000
     assert done.volumes["a"]["liver"] == pytest.approx(ml)
-    (row,) = csv.DictReader((tmp_path / "out/predictions.csv").open(encoding="utf-8"))
+    (row,) = csv.DictReader((tmp_path / "out/predictions.csv").read_text("utf-8").splitlines())
     assert (row["case"], row["file"]) == ("a", "a_pred.nii.gz")
     assert float(row["liver_ml"]) == pytest.approx(ml)
     assert float(row["seconds"]) > 0
@@ -359,3 +361,66 @@ def test_the_record_says_what_was_read(lits_run, tmp_path, bright):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "a_pred.nii.gz", "predictions.csv", "predictions.json",
     ]  # fmt: skip
+
+
+def typed(*arguments: str | Path):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "80"})
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_the_command_prints_its_folder_last_and_ends_with_4_where_an_input_failed(lits_run, tmp_path, bright):
+    path, out = scan(tmp_path / "a.nii.gz"), tmp_path / "out"
+    done = typed("predict", lits_run, path, "--out", out, "--device", "cpu")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, str(out))
+    assert typed("predict", lits_run, path, "--out", out, "--device", "cpu", "-q").stdout == f"{out}\n"
+    done = typed("predict", lits_run, path, tmp_path / "no.nii", "--out", out, "--device", "cpu", "--json")
+    assert done.exit_code == 4
+    found = json.loads(done.stdout)
+    assert (found["schema"], found["skipped"], list(found["failed"])) == (
+        "pcrl.predict/1",
+        ["a"],
+        [str(tmp_path / "no.nii")],
+    )
+    assert "no.nii is not there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["--modality", "flair"], 2, "--modality is NAME=FILE"),
+        (["--modality", "ct=a", "--modality", "CT=b"], 2, "names CT twice"),
+        (["--device", "tpu"], 2, "--device is one of"),
+        (["--overlap", "1.5"], 3, "overlap"),
+        (["--set", "learner.skip=false"], 3, "changes nothing in a prediction"),
+    ],
+)
+def test_wrong_words_of_predict_end_in_one_sentence(lits_run, tmp_path, extra, code, message):
+    done = typed("predict", lits_run, scan(tmp_path / "a.nii.gz"), "--out", tmp_path / "out", *extra)
+    assert done.exit_code == code
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_needs_a_folder_for_its_masks(lits_run, tmp_path):
+    done = typed("predict", lits_run, scan(tmp_path / "a.nii.gz"))
+    assert (done.exit_code, "--out DIR" in done.stderr) == (2, True)
+
+
+@pytest.mark.real
+def test_masks_of_real_scans_lie_in_their_files_grids(lits_run, brats_run, real_data, tmp_path, bright):
+    scans = sorted(real_data.glob("LiTS/volume-*.nii.gz"))
+    done = predict(lits_run, scans, tmp_path / "lits", device="cpu")
+    heads = sorted(real_data.glob("BraTS/*/*"))[::3]
+    more = predict(brats_run, heads, tmp_path / "brats", device="cpu")
+    sources = {p.name.removesuffix(".nii.gz"): p for p in scans}
+    sources |= {h.name: next(h.glob("*_flair.nii.gz")) for h in heads}
+    assert sorted(done.files | more.files) == sorted(sources)
+    for name, path in (done.files | more.files).items():
+        mask, source = nibabel.load(path), nibabel.load(sources[name])
+        np.testing.assert_allclose(mask.affine, source.affine, rtol=1e-6, atol=1e-5)
+        assert mask.shape == source.shape
+    hu = np.asarray(nibabel.load(sources["volume-2"]).dataobj)
+    bone = np.asarray(nibabel.load(done.files["volume-2"]).dataobj) > 0
+    assert np.median(hu[bone]) > 120  # 0.8 of the window: it is what is bright in this scan
+    assert (hu > 150)[bone].sum() > 0.9 * (hu > 150).sum()
