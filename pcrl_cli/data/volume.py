@@ -223,14 +223,15 @@ def prepare(volume: Volume, intensity: Intensity, spacing_mm: float = 1.0) -> Pr
         values *= np.float32(MR_STORED_MAX / (high - low))
         np.clip(values, 0, MR_STORED_MAX, out=values)
         background = otsu(values)
-    ids = (scan_id(values),)
+    ids = (scan_id(values if intensity.modality == "ct" else values * np.float32(1000 / MR_STORED_MAX)),)
     return Prepared(values, grid.spacing, grid.origin, grid.direction, background, intensity.air, ids)
 
 
 def scan_id(values: Float[np.ndarray, "x y z"]) -> str:
     """20 hexadecimal digits that are equal for the same prepared scan, whatever its name, its patient and its reader.
 
-    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded. Two
+    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded (MR:
+    of thousandths of the range that is kept, since stored units are beyond that in all of a stripped brain). Two
     copies of a scan get different ids where they were prepared with another spacing or with a window that ends inside
     that range, where one was cropped or converted with rounding (of its voxels, or of its spacing), or MR scans were
     scaled differently. Equal ids mean, in practice, equal scans.

@@ -13,7 +13,7 @@ import torch
 from chain import Heard, contents, settings
 from torch import nn
 
-from pcrl_cli.core.errors import DataError, MachineError
+from pcrl_cli.core.errors import DataError, MachineError, UsageError
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.cache import Cache, open_cache
@@ -155,8 +155,14 @@ def test_the_chain_learns_validates_and_scores_every_patient(chain):
     assert all(f"val_dice_{name}" in rows[0] for name in regions)
 
 
-def test_metrics_are_those_that_were_announced(chain):
-    assert tuple(chain.evaluated.metrics) == volumes.metric_names(chain.work())
+def test_only_metrics_of_which_more_is_better_can_be_held_against_a_least_value(chain):
+    names = volumes.metric_names(chain.work())
+    assert set(names) < set(chain.evaluated.metrics)
+    assert {n.split("_")[0] for n in names} == {"dice", "nsd"}
+    assert {n.split("_")[0] for n in set(chain.evaluated.metrics) - set(names)} == {"hd95", "assd", "ravd"}
+    with pytest.raises(UsageError, match="--fail-under hd95"):
+        region = names[-1].split("_")[1]
+        evaluate(chain.tuned.run, workspace=chain.workspace, split="all", fail_under={f"hd95_{region}": 5.0})
 
 
 def test_dice_is_the_mean_over_regions_and_the_box_is_a_number_of_lits_alone(lits, brats):
