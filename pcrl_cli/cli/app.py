@@ -17,6 +17,7 @@ from pcrl_cli.cli import (
     pretrain,
     probe,
     report,
+    slurm,
 )
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     "8 threshold not met, 75 stopped and saved: run the same command again, 130 interrupted.",
 )
 
-for module in (prep, pretrain, finetune, evaluate, probe, embed, export, inspect, report, doctor, config, demo):
+for module in (prep, pretrain, finetune, evaluate, probe, embed, export, inspect, report, slurm, doctor, config, demo):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
