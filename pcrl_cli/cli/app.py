@@ -25,6 +25,7 @@ from pcrl_cli.cli import (
     probe,
     replay,
     report,
+    slurm,
 )
 
 
@@ -88,6 +89,7 @@ for module in (
     inspect,
     replay,
     report,
+    slurm,
     doctor,
     config,
     demo,
