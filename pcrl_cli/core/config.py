@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
+from pcrl_cli.core.files import read_sealed
 
 RECIPES = ("paper", "released")
 ENVIRONMENT = "environment"
@@ -84,7 +85,23 @@ def file_layer(path: Path) -> Layer:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; expected lines such as 'train: {{lr: 0.001}}'")
+    if _settings_beside(path) not in (None, values):
+        raise IntegrityError(
+            f"{path} is torn or was edited (run.json beside it holds other settings); copy it elsewhere to change it, or run "
+            "the run's own command again to mend it"
+        )
     return str(path), values
+
+
+def _settings_beside(path: Path) -> Any:
+    """The settings in the run.json beside a run's own config.yaml; None where the file is nobody's."""
+    record = path.parent / "run.json"
+    if path.name != "config.yaml" or not record.is_file():
+        return None
+    try:
+        return read_sealed(record).get("settings")
+    except IntegrityError:
+        return None  # opening that run says so
 
 
 def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:

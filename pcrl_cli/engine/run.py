@@ -78,8 +78,7 @@ class Run:
         elif taken:
             run = cls.load(folder)
             run.require_same(verb, settings, fingerprint)
-            if not (folder / "config.yaml").exists():  # stopped between the two writes below
-                files.write_atomic(folder / "config.yaml", config_yaml.encode())
+            run.mend_config(settings, config_yaml)
             return run
         record = {
             "schema": SCHEMA,
@@ -93,6 +92,21 @@ class Run:
         run.write_record()
         files.write_atomic(folder / "config.yaml", config_yaml.encode())
         return run
+
+    def mend_config(self, settings: dict[str, Any], config_yaml: str) -> None:
+        """Writes config.yaml where it is missing (stopped before it was written) or torn: what it says is known.
+
+        settings: which `config_yaml` holds; they may differ from the run's in what does not decide it.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            right = path.read_bytes() == config_yaml.encode()
+        except FileNotFoundError:
+            right = False
+        except OSError:
+            right = not path.is_dir()
+        if not right and (settings == self.record["settings"] or not path.exists()):
+            files.write_atomic(path, config_yaml.encode())
 
     @classmethod
     def _clear(cls, folder: Path) -> None:
@@ -132,10 +146,15 @@ class Run:
         if not path.is_file():
             what = "is not a run folder (it has no run.json)" if folder.exists() else "does not exist"
             raise ConfigError(f"{folder} {what}; give the folder that `pcrl pretrain` or `pcrl finetune` printed")
-        record = files.read_json(path)
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = files.read_json(path)
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise ConfigError(f"{path} has another schema than {SCHEMA}; it was written by another version of pcrl")
-        return cls(folder, record)
+        try:
+            return cls(folder, files.read_sealed(path))
+        except IntegrityError:
+            raise IntegrityError(
+                f"{path} is torn or was changed (its own seal differs); start again with --overwrite, or copy it back"
+            ) from None
 
     @property
     def finished(self) -> bool:
@@ -147,7 +166,7 @@ class Run:
 
     def write_record(self, **changes: Any) -> None:
         self.record.update(changes)
-        files.write_json(self.folder / "run.json", self.record)
+        files.write_sealed(self.folder / "run.json", self.record)
 
     def finish(self, result: dict[str, Any]) -> None:
         self.write_record(status="finished", finished_at=datetime.now(UTC).isoformat(), result=result)
@@ -304,7 +323,7 @@ def _seal(target: Path, parts: dict[str, dict[str, Tensor]], values: dict[str, A
             content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or None)
             files.write_atomic(path, content)
             hashes[path.name] = hashlib.sha256(content).hexdigest()
-        hashes["state.json"] = files.fingerprint(values)
+        hashes["state.json"] = files.fingerprint([values, hashes])
         files.write_json(draft / "state.json", {**values, "sha256": hashes})
         _replace(draft, target)
         files.sync(target.parent)
@@ -366,7 +385,8 @@ def unseal_capture(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _unseal(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     state = files.read_json(folder / "state.json")
     hashes = state.pop("sha256", None) if isinstance(state, dict) else None
-    if not isinstance(hashes, dict) or hashes.get("state.json") != files.fingerprint(state):
+    own = hashes.pop("state.json", None) if isinstance(hashes, dict) else None
+    if not isinstance(hashes, dict) or own != files.fingerprint([state, hashes]):
         raise IntegrityError(f"{folder / 'state.json'} is torn or was changed (its own hash differs)")
     parts = {}
     for name in names:

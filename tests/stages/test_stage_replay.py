@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pcrl_cli.cli.app import app
 from pcrl_cli.core.errors import ConfigError, IntegrityError, NumericalError
+from pcrl_cli.core.files import write_sealed
 from pcrl_cli.methods import pcrlv2
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.pretrain import pretrain
@@ -74,7 +75,7 @@ def test_what_is_no_capture_or_damaged_or_without_weights_is_refused(failed, tmp
     shutil.copytree(failed.parent.parent, tmp_path / "run")
     capture = tmp_path / "run/captures/step_000001"
     record = tmp_path / "run/run.json"
-    record.write_text(record.read_text("utf-8").replace('"cache": "/', '"cache": "/gone'), encoding="utf-8")
+    write_sealed(record, {**json.loads(record.read_text("utf-8")), "cache": "/gone"})
     with pytest.raises(ConfigError, match=r"say where it is with --cache"):
         replay(capture)
     shutil.rmtree(tmp_path / "run/checkpoints/step_000001")
