@@ -48,7 +48,7 @@ ONLY_IN = {  # library -> files or folders of the package
     "sklearn": ("tasks/",),
     "torchio": ("augment/reference.py",),
     "matplotlib": ("report/",),
-    "safetensors": ("engine/run.py", "networks/transfer.py"),
+    "safetensors": ("engine/run.py", "networks/transfer.py", "networks/open_torch.py"),  # the last: a child process
     "tensorboard": ("engine/",),
     "torch.utils.tensorboard": ("engine/",),
     "torch.distributed": ("engine/",),

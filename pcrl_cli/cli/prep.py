@@ -23,6 +23,9 @@ def command(
     modality: Annotated[
         str | None, typer.Option("--modality", metavar="ct|mr", help="Of a folder's scans (default: ct)")
     ] = None,
+    modalities: Annotated[
+        str | None, typer.Option("--modalities", metavar="NAME,...", help="MR sequences to use (default: all four)")
+    ] = None,
     patients: Annotated[Path | None, typer.Option("--patients", help="CSV that groups scans by patient")] = None,
     candidates: Annotated[Path | None, typer.Option("--candidates", help="CSV in place of candidates_V2.csv")] = None,
     size: Annotated[
@@ -71,6 +74,7 @@ def command(
         seed=seed,
         pairs={"pairs": pairs} if pairs else None,
         candidates={"negatives": negatives} if negatives is not None else None,
+        modalities=[name.strip().lower() for name in modalities.split(",")] if modalities is not None else None,
         intensity={"modality": console.choice("--modality", modality, ("ct", "mr"))} if modality else None,
         size=size,
         aspect=console.choice("--aspect", aspect, ("stretch", "pad")) if aspect else None,

@@ -65,6 +65,9 @@ class Config(Settings):
     decode: Literal["drawn", "all"] = Field(
         "drawn", description="all: the same result, slower; for benchmarks and tests"
     )
+    subpixel: int | None = Field(
+        None, ge=0, description="so many finest stages up-sample and convolve in one; equal; none: two, on a CPU"
+    )
     stop_gradient: bool = Field(True, description="off only to see a collapse")
     augment: Ranges = Field(Ranges(), description="3D")
     images: ImageRanges = Field(ImageRanges(), description="2D: views of radiographs")
@@ -157,7 +160,9 @@ class PCRLv2(Learner):
             _fits_2d(config)
         encoder = build_encoder(self.architecture, stored.channels)
         channels = encoder.channels
-        self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias)
+        self.net = NsUNet(
+            encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias, config.subpixel
+        )
         sigmoid = config.restore_activation == "sigmoid"
         self.restore = nn.ModuleDict(
             {

@@ -35,6 +35,11 @@ def walk_files(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), sorted(name for name in files if not name.startswith("."))
 
 
+def walk(root: Path) -> Iterator[Path]:
+    """Every file of `walk_files`."""
+    return (here / name for here, names in walk_files(root) for name in names)
+
+
 def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
     """The named columns of a CSV, text stripped and numbers as finite float64; the index is the row, from 0.
 

@@ -58,6 +58,22 @@ CHEST = Made("luna", "pcrl_cli.phantoms.chest")
 FILMS = Made("nih", "pcrl_cli.phantoms.radiograph", {"size": 80})
 CHAINS: dict[str, Chain] = {
     "luna": Chain(CHEST),
+    "lits": Chain(
+        Made("lits", "pcrl_cli.phantoms.abdomen"),
+        CHEST,
+        patients=16,
+        epochs=20,
+        ratio=0.5,
+        finetune={"learner": {"crop": [64, 64, 32]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
+    "brats": Chain(
+        Made("brats", "pcrl_cli.phantoms.brain"),
+        CHEST,
+        patients=16,
+        epochs=20,
+        ratio=0.5,
+        finetune={"learner": {"crop": [48, 48, 48]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
     "chest": Chain(
         FILMS,
         patients=150,

@@ -91,10 +91,17 @@ Encoder of {contract.method} (recipe {contract.recipe}) after {contract.steps} s
 | architecture | {a.encoder}, {a.dim}D, base width {a.width}, {a.poolings} poolings, {a.norm} norm; {parameters:,} parameters |
 | input | {d.channels} channel(s), {d.modality.upper()}{voxels}{window}; {d.normalisation} |
 | axes | {d.axis_order} |
-| patients seen | {len(contract.patients.hashes)} (salted hashes are in the metadata) |
+| patients seen | {_seen(contract)} |
 | cache | {contract.cache} |
 | SHA-256 | {sha256} |
 
 The contract is JSON in the file's metadata under `pcrl`. Not a medical device; not validated for clinical use. Whoever uses
 the weights is bound by the licence of the data they were trained on.
 """
+
+
+def _seen(contract: Contract) -> str:
+    known = f"{len(contract.patients.hashes)} (salted hashes are in the metadata)"
+    return (
+        ("unknown, besides " + known if contract.patients.hashes else "unknown") if contract.patients.unknown else known
+    )

@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.contract import Architecture, Patients
-from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.errors import ConfigError, UsageError, blame_memory
 from pcrl_cli.core.learner import Learner, Stored, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
@@ -213,6 +213,7 @@ def _train(
         run.write_record(
             cache=str(cache.path.resolve()),
             cache_fingerprint=training.manifest_digest(cache),
+            prepared=training.prepared_of(cache),
             architecture=architecture.model_dump(),
             start=str(weights.path) if weights else "scratch",
             weights_contract=weights.contract.model_dump(mode="json") if weights else None,
@@ -247,7 +248,8 @@ def _train(
     )
     if not can_validate:
         listener.warn(kept)
-    outcome = trainer.fit()
+    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings)):
+        outcome = trainer.fit()
     result = FinetuneResult(
         run=run.folder,
         task=settings.task,
@@ -269,6 +271,14 @@ def _train(
         finetune_report(run, result)
         run.finish(result.model_dump(mode="json"))
     return result
+
+
+def _less(settings: FinetuneSettings) -> str:
+    """What to set when a step does not fit."""
+    half = f"--batch {max(2, settings.train.batch // 2)}"
+    crop = getattr(settings.learner, "crop", None)
+    smaller = [max(16, n // 2) for n in crop or ()]
+    return half if crop is None else f"{half} or --set learner.crop=[{','.join(map(str, smaller))}]"
 
 
 def architecture_of(settings: FinetuneSettings, weights: Weights | None, dim: int) -> Architecture:
@@ -318,6 +328,7 @@ def check_overlap(
     parts = {"labelled": cache.split.first(settings.ratio), "val": cache.split.val, "test": cache.split.test}
     known = weights.contract.patients
     overlap = {name: len(patients.seen(known, cache, part)) for name, part in parts.items()}
+    overlap |= {"unknown": 1} if known.unknown else {}  # imported weights: nobody wrote down whom they saw
     leaked = overlap["val"] + overlap["test"]
     if leaked and not settings.allow_overlap:
         raise ConfigError(
@@ -330,7 +341,7 @@ def check_overlap(
 
 
 def _notes(overlap: dict[str, int]) -> list[str]:
-    notes = []
+    notes = [patients.UNKNOWN] if overlap.get("unknown") else []
     if overlap.get("val") or overlap.get("test"):
         notes.append(
             f"the weights saw {overlap['val']} validation and {overlap['test']} test patients in pre-training: a leak, "

@@ -306,12 +306,9 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], cases: list[Case
 def _manifest(out: Path) -> dict[str, Any] | None:
     """What an earlier call made of the folder; None where it made nothing that can be read."""
     try:
-        old = files.read_json(out / "manifest.json") if (out / "manifest.json").exists() else None
+        return files.read_sealed(out / "manifest.json") if (out / "manifest.json").exists() else None
     except IntegrityError:
         return None
-    if old is not None and not isinstance(old, dict):
-        raise ConfigError(f"{out / 'manifest.json'} is no cache's manifest; choose another --out")
-    return old
 
 
 def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:

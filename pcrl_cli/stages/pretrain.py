@@ -16,8 +16,9 @@ from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.rng import Rng
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache, open_cache
-from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
 from pcrl_cli.methods import METHODS
@@ -297,6 +298,7 @@ def source(
         cache_on,
         rank=world.rank,
         ranks=world.size,
+        deals=settings.train.deals,
         rows=cache.rows(group, arrays[0], cases, patients),
     )
 

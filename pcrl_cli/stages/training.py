@@ -21,6 +21,7 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
@@ -69,11 +70,15 @@ def open_by_all(world: World, path: Path, memory: Path, plan_only: bool = False)
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written."""
+    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written.
+
+    On leaving, the run folder that the command took is free for the next process.
+    """
     world = World.join(device)
     try:
         yield world
     finally:
+        lock.release()
         world.leave()
 
 
@@ -105,6 +110,12 @@ def stored(cache: Cache) -> Stored:
     m = cache.manifest
     scale, offset = m["to_unit"]
     return Stored(m["dim"], m["channels"], (float(scale), float(offset)), tuple(m.get("classes", ())))
+
+
+def prepared_of(cache: Cache) -> dict[str, Any]:
+    """How the images were prepared, for a run's record: new ones are prepared alike, wherever the cache is then."""
+    keys = ("dim", "channels", "channel_names", "classes", "settings")
+    return {key: cache.manifest[key] for key in keys if key in cache.manifest}
 
 
 def note_partial(cache: Cache, listener: Listener) -> None:

@@ -13,7 +13,11 @@ from pcrl_cli.core.config import Settings
 from pcrl_cli.core.plan import CropPlan, Scan
 from pcrl_cli.pure.split import Part
 
-KINDS: dict[str, str] = {"crops": "pcrl_cli.stages.kinds.crops", "images": "pcrl_cli.stages.kinds.images"}
+KINDS: dict[str, str] = {
+    "crops": "pcrl_cli.stages.kinds.crops",
+    "volumes": "pcrl_cli.stages.kinds.volumes",
+    "images": "pcrl_cli.stages.kinds.images",
+}
 """Name -> module, imported on use."""
 
 

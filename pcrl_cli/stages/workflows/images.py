@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.learner import Task
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.calibration import calibration
 from pcrl_cli.pure.findings import NOT_KNOWN, Finding, mean_auroc, mean_auroc_interval, per_finding
@@ -46,7 +47,8 @@ class Predictions:
 
 
 def metric_names(work: Work) -> tuple[str, ...]:
-    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "ece", "brier", "pointing")
+    """Those of which more is better."""
+    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "pointing")
 
 
 # ---------------------------------------------------------------------------------------------------- training
