@@ -1,6 +1,7 @@
 """A fine-tuned run to numbers: metrics with intervals, a row a case, a report; what they are is the task's affair."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -165,7 +166,10 @@ def settings_of(run: Run, folder: Path, task: str | None) -> FinetuneSettings:
 def load_task(run: Run, settings: FinetuneSettings, cache: Cache) -> Task:
     """The run's best or last weights, hash checked."""
     checkpoint = unseal(run.weights_path().parent)
-    model = build_task(settings, Architecture.model_validate(run.record["architecture"]), training.stored(cache))
+    stored = training.stored(cache)
+    learned = run.record.get("prepared", {}).get("classes") or stored.classes  # another cache may have other labels
+    stored = replace(stored, classes=tuple(learned))
+    model = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
     model.load_state_dict(checkpoint.model)
     return model
 

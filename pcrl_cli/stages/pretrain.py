@@ -317,6 +317,8 @@ def build_learner(settings: PretrainSettings, cache: Cache) -> Learner:
 
 
 def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
+    if settings.dim == "2d":  # whole images are cached, alike for both recipes
+        return
     made_for = cache.manifest["recipe"]
     if made_for != settings.recipe and not settings.any_recipe:
         raise ConfigError(
