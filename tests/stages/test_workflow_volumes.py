@@ -160,8 +160,8 @@ def test_only_metrics_of_which_more_is_better_can_be_held_against_a_least_value(
     assert set(names) < set(chain.evaluated.metrics)
     assert {n.split("_")[0] for n in names} == {"dice", "nsd"}
     assert {n.split("_")[0] for n in set(chain.evaluated.metrics) - set(names)} == {"hd95", "assd", "ravd"}
+    region = names[-1].split("_")[1]
     with pytest.raises(UsageError, match="--fail-under hd95"):
-        region = names[-1].split("_")[1]
         evaluate(chain.tuned.run, workspace=chain.workspace, split="all", fail_under={f"hd95_{region}": 5.0})
 
 
