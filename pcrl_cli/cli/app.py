@@ -19,11 +19,13 @@ from pcrl_cli.cli import (
     finetune,
     import_,
     inspect,
+    predict,
     prep,
     pretrain,
     probe,
     replay,
     report,
+    slurm,
 )
 
 
@@ -79,6 +81,7 @@ for module in (
     pretrain,
     finetune,
     evaluate,
+    predict,
     probe,
     embed,
     export,
@@ -86,6 +89,7 @@ for module in (
     inspect,
     replay,
     report,
+    slurm,
     doctor,
     config,
     demo,

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import ValidationError
 
+from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.files import (
     blame_machine,
@@ -100,6 +101,24 @@ def bad_path(folder: Path, case: str) -> Path:
     return folder / "shards" / f"{case}.bad.json"
 
 
+def forget_others(folder: Path, cases: Sequence[Case]) -> int:
+    """Removes shards of images that the listing has no longer; returns how many.
+
+    A list that has grown or shrunk is cut into other shards, and an image must not be in two of them. Scans in 3D have
+    shards of their own, which do no harm.
+    """
+    here = {case.id for case in cases if case.images}
+    gone = []
+    for path in (folder / "shards").glob("*.json") if here else ():
+        record = read_record(path)
+        if record is not None and "items" in record and record["case"] not in here:
+            gone.append(record["case"])
+    for name in gone:
+        record_path(folder, name).unlink(missing_ok=True)
+        shard_path(folder, name).unlink(missing_ok=True)
+    return len(gone)
+
+
 def write_split(folder: Path, patients: Iterable[str], seed: int, given: Mapping[str, Part] | None = None) -> Split:
     """Makes or extends `split.json`; patients that it holds already never move. given: see `pure.split`.
 
@@ -146,9 +165,9 @@ def gather_manifest(folder: Path, header: Record) -> Record:
             for r in bad
         ]
         refused += [
-            {"case": name, "patient": "", "reason": reason, "slug": "unreadable", "counts": {}}
+            {"case": name, **why, "slug": "unreadable", "counts": {}}
             for r in good
-            for name, reason in r.get("bad", {}).items()
+            for name, why in r.get("bad", {}).items()
         ]
         totals = _totals(good) | {"refused": dict(sorted(Counter(row["slug"] for row in refused).items()))}
         manifest = {

@@ -12,9 +12,10 @@ from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.engine.layout import arrange
 from pcrl_cli.engine.replay import Replayed, replay_step
 from pcrl_cli.engine.run import Run, unseal, unseal_capture
-from pcrl_cli.engine.trainer import Device, TrainConfig, memory_format, resolve_device, resolve_precision
+from pcrl_cli.engine.trainer import Device, TrainConfig, resolve_device, resolve_precision
 from pcrl_cli.methods import METHODS
 from pcrl_cli.stages.finetune import FinetuneSettings, build_task
 from pcrl_cli.stages.pretrain import PretrainSettings, build_learner
@@ -80,7 +81,7 @@ def replay(capture: Path, cache: Path | None = None, *, device: Device = "auto")
     where = resolve_device(device)
     learner, train = _learner(run, cache)
     learner.load_state_dict(unseal(weights).model)
-    learner = learner.to(where).to(memory_format=memory_format(learner))  # type: ignore[call-overload]
+    learner = arrange(learner, where)
     precision = resolve_precision(train.precision if where.type == "cuda" else "auto", where)
     on_device = {name: value.to(where) for name, value in batch.items()}
     done = replay_step(learner, on_device, state["seed"], state["step"], state["steps"], precision)
