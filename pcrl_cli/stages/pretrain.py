@@ -18,7 +18,15 @@ from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import CacheOn, Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
+from pcrl_cli.engine.trainer import (
+    Device,
+    TrainConfig,
+    Trainer,
+    Validate,
+    require_trainable,
+    resolve_device,
+    resolve_precision,
+)
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.stages import cost, training
@@ -327,11 +335,36 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
         "steps": steps,
         "device": device.type,
     }
+    figures["cache GB (training samples)"] = round(loader.bytes / 1e9, 3)
     flops = _step_flops(settings, cache)
     if flops is not None:
-        figures["tflop per step"] = round(flops / 1e12, 3)
-        figures["hours (arithmetic alone)"] = round(flops * steps / cost.machine_rate(device) / 3600, 2)
+        figures |= _price(settings, cache, device, flops, steps)
     return figures | {"cache bytes": sum(r["bytes"] for r in cache.manifest["cases"])}
+
+
+def _price(settings: PretrainSettings, cache: Cache, device: torch.device, flops: float, steps: int) -> dict[str, Any]:
+    """What is counted (arithmetic, memory, disk) and, from a convolution timed here, hours, rate and energy."""
+    train, shapes = settings.train, cost.item_shapes(cache, find("method", settings.method, METHODS).GROUPS[3])
+    bf16 = resolve_precision(train.precision, device) == "bf16"
+    rate = cost.machine_rate(device, bf16)
+    hours = flops * steps / rate / 3600
+    momenta = 2 if train.optimiser == "adam" else 1
+    gb = cost.memory(settings.learner, train.batch, momenta, bf16, shapes)
+    checkpoint = gb["weights"] + gb["optimiser"]
+    figures: dict[str, Any] = {
+        "tflop per step": round(flops / 1e12, 3),
+        "hours (arithmetic alone)": round(hours, 2),
+        "samples/s at best": float(f"{train.batch * rate / flops:.3g}"),
+        "rate measured now": f"{rate / 1e9:.0f} GFLOP/s of a {'bf16' if bf16 else 'float32'} 3D convolution on one {device.type}",
+        "memory GB (counted, costliest scale)": gb,
+        "disk GB of checkpoints": round((train.keep + 1) * checkpoint, 3),
+    }
+    watts = cost.watts(device)
+    if watts is not None:
+        figures["kWh at most"] = (
+            f"{watts * hours / 1000:.1f} at the GPU's limit of {watts:.0f} W, without the machine round it"
+        )
+    return figures
 
 
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
