@@ -20,7 +20,15 @@ from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
+from pcrl_cli.engine.trainer import (
+    Device,
+    TrainConfig,
+    Trainer,
+    Validate,
+    require_trainable,
+    resolve_device,
+    resolve_precision,
+)
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.transfer import TransferReport, Weights, load_encoder
@@ -379,18 +387,48 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
         "steps": steps,
         "device": device.type,
     }
+    figures["cache GB (training samples)"] = round(loader.bytes / 1e9, 3)
     flops = _step_flops(settings, cache)
     if flops is not None:
-        figures["tflop per step"] = round(flops / 1e12, 3)
-        figures["hours (arithmetic alone)"] = round(flops * steps / cost.machine_rate(device) / 3600, 2)
+        figures |= _price(settings, cache, device, flops, steps)
     return figures | {"cache bytes": sum(r["bytes"] for r in cache.manifest["cases"])}
+
+
+def _price(settings: PretrainSettings, cache: Cache, device: torch.device, flops: float, steps: int) -> dict[str, Any]:
+    """What is counted (arithmetic, memory, disk) and, from a convolution timed here, hours, rate and energy."""
+    train, dim, shapes = settings.train, axes(settings.dim), _shapes(settings, cache)
+    bf16 = resolve_precision(train.precision, device) == "bf16"
+    rate = cost.machine_rate(device, bf16)
+    hours = flops * steps / rate / 3600
+    momenta = 2 if train.optimiser == "adam" else 1
+    gb = cost.memory(settings.learner, train.batch, momenta, bf16, shapes, dim)
+    checkpoint = gb["weights"] + gb["optimiser"]
+    figures: dict[str, Any] = {
+        "tflop per step": round(flops / 1e12, 3),
+        "hours (arithmetic alone)": round(hours, 2),
+        "samples/s at best": float(f"{train.batch * rate / flops:.3g}"),
+        "rate measured now": f"{rate / 1e9:.0f} GFLOP/s of a {'bf16' if bf16 else 'float32'} 3D convolution on one {device.type}",
+        "memory GB (counted, costliest scale)": gb,
+        "disk GB of checkpoints": round((train.keep + 1) * checkpoint, 3),
+    }
+    watts = cost.watts(device)
+    if watts is not None:
+        figures["kWh at most"] = (
+            f"{watts * hours / 1000:.1f} at the GPU's limit of {watts:.0f} W, without the machine round it"
+        )
+    return figures
 
 
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
     """Of one step with this cache's crops; None for a method that is not PCRLv2, whose steps are not counted."""
     if not isinstance(settings.learner, cost.Config):
         return None
+    shapes = _shapes(settings, cache)
+    return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=axes(settings.dim))
+
+
+def _shapes(settings: PretrainSettings, cache: Cache) -> cost.Shapes:
+    """Of what a step sees: in 3D as it is cached, in 2D as the views are cut."""
     dim = axes(settings.dim)
     group = find("method", settings.method, METHODS).GROUPS[dim]
-    shapes = cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)
-    return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=dim)
+    return cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)
