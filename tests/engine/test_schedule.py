@@ -40,6 +40,12 @@ def test_halving_is_the_released_fine_tuning():
     assert factor("halving", 1000, 2000, 0, 10, halve_every=50) == 0.25
 
 
+def test_steps_divide_by_ten_from_each_named_epoch_on():
+    f = [factor("steps", s, 120, 0, 1, step_epochs=(60, 80, 100)) for s in range(120)]
+    assert [f[s] for s in (0, 59, 60, 79, 80, 100, 119)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001])
+    assert factor("steps", 119, 240, 0, 2, step_epochs=(60,)) == 1
+
+
 def test_constant_is_1():
     assert {factor("constant", s, 100, 0, 10) for s in range(100)} == {1.0}
 
