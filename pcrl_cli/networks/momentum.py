@@ -9,6 +9,8 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcrl_cli.pure.contrast import info_nce, nce, nce_constant, similarities
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -50,6 +52,44 @@ class Queue(nn.Module):
         places = (self.pointer + torch.arange(len(keys), device=self.keys.device)) % length
         self.keys.index_copy_(0, places, keys)
         self.pointer.copy_((self.pointer + len(keys)) % length)
+
+
+class Contrast(nn.Module):
+    """A contrastive loss whose negatives are the keys of past steps.
+
+    Args:
+        samples: N of the binary noise-contrastive estimation; None: InfoNCE.
+    """
+
+    z: Float[Tensor, ""]
+
+    def __init__(self, length: int, channels: int, temperature: float, samples: int | None = None) -> None:
+        super().__init__()
+        self.queue, self.temperature, self.samples = Queue(length, channels), temperature, samples
+        self.register_buffer("z", torch.zeros(()))  # of NCE; 0 until the first batch has told it
+        self.noted: tuple[Tensor, Tensor] | None = None
+
+    def logits(self, q: Float[Tensor, "b d"], k: Float[Tensor, "b d"]) -> Float[Tensor, "b n"]:
+        """Of the positive key (first) and of the queue's keys."""
+        return similarities(q, k, self.queue.keys.clone(), self.temperature)  # the queue moves on before a late backward
+
+    def forward(self, logits: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
+        if self.samples is None:
+            return info_nce(logits)
+        return nce(logits, torch.where(self.z > 0, self.z, nce_constant(logits, self.samples)), self.samples)
+
+    def note(self, k: Float[Tensor, "b d"], logits: Float[Tensor, "b n"]) -> None:
+        """What `remember` will take up, if the step is made."""
+        z = self.z if self.samples is None else nce_constant(logits, self.samples)
+        self.noted = F.normalize(k.detach().float(), dim=1), torch.where(self.z > 0, self.z, z)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keys into the queue; the first batch's constant is kept."""
+        if self.noted is not None:
+            self.queue.push(self.noted[0])
+            self.z.copy_(self.noted[1])
+        self.noted = None
 
 
 def in_groups(
