@@ -5,7 +5,7 @@ from statistics import median
 
 import torch
 
-from pcrl_cli.core.learner import Progress, Views
+from pcrl_cli.core.learner import Progress, Stored, Views
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.engine.trainer import memory_format
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
@@ -16,7 +16,7 @@ SCALES = (1, 2, 3, 4, 5)
 
 def learner_of(recipe: str, width: int, **choices: str) -> PCRLv2:
     layer = ("benchmark", {"learner": {"width": width, **choices}})
-    return PCRLv2(pretrain_settings(recipe=recipe, layers=[layer])[0].learner, 1, (1 / 2000, 0.5)).train()
+    return PCRLv2(pretrain_settings(recipe=recipe, layers=[layer])[0].learner, Stored(3, 1, (1 / 2000, 0.5))).train()
 
 
 def make_views(config: Config, batch: int) -> Views:

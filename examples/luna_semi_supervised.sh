@@ -21,7 +21,7 @@ for each in "$ours" "$ts"; do
     pcrl evaluate "$each" --json | python3 -c '
 import json, sys
 e = json.load(sys.stdin)
-a = e["auroc_clustered"]
+a = e["metrics"]["auroc_clustered"]
 print("{}: AUROC {} ({} to {}), {} patients".format(e["start"], a["value"], a["low"], a["high"], e["patients"]))'
 done
 pcrl export "$run" --to encoder.safetensors --overwrite

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pcrl_cli.augment.chains import Ranges, global_views
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
-from pcrl_cli.core.learner import Batch, Learner, Progress, Views, Watched
+from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
@@ -20,23 +20,25 @@ from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.pure import losses
 from pcrl_cli.pure.crops import CropPairs
 
-GROUP, CROP_PLAN = "pairs", CropPairs
+GROUPS, CROP_PLANS = {3: "pairs"}, {3: CropPairs}
 
 
 class Config(Settings):
     width: int = Field(32, ge=1)
     augment: Ranges = Ranges()
-    arrays: tuple[str, ...] = ("globals",)
+
+    def arrays(self, dim: int) -> tuple[str, ...]:
+        return ("globals",)
 
 
 class Restorer(Learner):
     """Restores the first global view from its corrupted self."""
 
-    def __init__(self, config: Config, channels: int, to_unit: tuple[float, float]) -> None:
+    def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
-        self.config, self.to_unit = config, to_unit
-        self.net = NsUNet(UNet3dEncoder(channels, config.width, poolings=3))
-        self.head = nn.Sequential(nn.Conv3d(self.net.widths[-1], channels, 1), nn.Sigmoid())
+        self.config, self.stored = config, stored
+        self.net = NsUNet(UNet3dEncoder(stored.channels, config.width, poolings=3))
+        self.head = nn.Sequential(nn.Conv3d(self.net.widths[-1], stored.channels, 1), nn.Sigmoid())
 
     @property
     def encoder(self) -> Encoder:
@@ -48,7 +50,7 @@ class Restorer(Learner):
 
     def views(self, batch: Batch, rng: Rng) -> Views:
         """All randomness: drawn from `rng`, keyed by the samples' positions."""
-        scale, offset = self.to_unit
+        scale, offset = self.stored.to_unit
         x, g = global_views(
             batch["globals"][:, 0].float() * scale + offset, rng.sample.fork("view"), self.config.augment
         )

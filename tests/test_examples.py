@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pcrl_cli.core.learner import Learner, Progress
+from pcrl_cli.core.learner import Learner, Progress, Stored
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.phantoms import chest
 
@@ -26,7 +26,7 @@ def template():
 
 def test_the_template_is_a_learner_whose_encoder_moves():
     module = template()
-    learner: Learner = module.LEARNER(module.Config(width=2), 1, (1 / 2000, 0.5)).train()
+    learner: Learner = module.LEARNER(module.Config(width=2), Stored(3, 1, (1 / 2000, 0.5))).train()
     batch = {"globals": torch.randint(-1000, 1000, (2, 2, 1, 16, 16, 8), dtype=torch.int16)}
     views = learner.views(batch, Rng.at(0, 0, torch.arange(2)))
     before = learner.encoder.levels[0][0][0].weight.detach().clone()
@@ -57,9 +57,9 @@ def test_the_semi_supervised_pipeline_runs_from_raw_scans_to_a_report(tmp_path):
         ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0].split("/")[-1] for line in done.stdout.splitlines() if "AUROC" in line] == [
+    assert [line.split(":")[0].split("/")[-1] for line in done.stdout.splitlines() if "auroc" in line] == [
         "model.safetensors",
         "scratch",
     ]
     assert (tmp_path / "encoder.safetensors").stat().st_size > 1000
-    assert "AUROC" in (tmp_path / "report.html").read_text("utf-8")
+    assert "auroc" in (tmp_path / "report.html").read_text("utf-8")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pcrl_cli.core.config import RECIPES, recipe
 from pcrl_cli.core.contract import Architecture
-from pcrl_cli.core.learner import Progress, Task
+from pcrl_cli.core.learner import Progress, Stored, Task
 from pcrl_cli.core.names import find
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.methods import METHODS
@@ -35,14 +35,14 @@ def build(case, seed=0):
     if kind == "task":
         module = find("task", name, TASKS)
         encoder = build_encoder(Architecture(dim=3, encoder="unet3d", width=2, poolings=3), 1)
-        return module.TASK(encoder, module.Config(side=16), TO_UNIT)
+        return module.TASK(encoder, module.Config(side=16), Stored(3, 1, TO_UNIT))
     module = find("method", name, METHODS)
     options = recipe(recipe_, "pretrain", name, "3d")["learner"]
-    return module.LEARNER(module.Config(**options | {"width": 2}), 1, TO_UNIT)
+    return module.LEARNER(module.Config(**options | {"width": 2}), Stored(3, 1, TO_UNIT))
 
 
 def group(case):
-    return find("task", case[1], TASKS).GROUP if case[0] == "task" else find("method", case[1], METHODS).GROUP
+    return find("task", case[1], TASKS).GROUP if case[0] == "task" else find("method", case[1], METHODS).GROUPS[3]
 
 
 def crops(*shape):
@@ -293,8 +293,8 @@ def test_predictions_are_probabilities_of_each_sample_by_itself(case):
 def test_a_methods_module_says_what_it_wants_cached_and_what_its_encoder_is(case):
     module = find("method", case[1], METHODS)
     learner = build(case)
-    assert module.CROP_PLAN().group == module.GROUP
-    assert set(learner.config.arrays) <= batch_of(case).keys()
+    assert {dim: plan().group for dim, plan in module.CROP_PLANS.items()} == module.GROUPS
+    assert set(learner.config.arrays(3)) <= batch_of(case).keys()
     build_encoder(learner.architecture, 1).load_state_dict(learner.encoder.state_dict())
 
 

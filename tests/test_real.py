@@ -87,13 +87,13 @@ def test_three_scans_go_from_raw_to_exported_weights(real):
     tuned = finetune(task="luna", workspace=real.workspace, weights=pre.run, layers=tune)
     assert tuned.overlap == {"labelled": 1, "val": 0, "test": 0}
     scored = evaluate(tuned.run, split="all", workspace=real.workspace)
-    assert scored.positives == 4
-    assert scored.froc.nodules == 4
-    assert scored.auroc.value is not None
+    assert scored.counts["nodules among them"] == 4
+    assert scored.counts["annotated nodules"] == 4
+    assert scored.metrics["auroc"].value is not None
     assert scored.report.stat().st_size > 10_000
     unseen = evaluate(tuned.run, workspace=real.workspace)  # no nodule in the scan of the test part
-    assert (unseen.auroc.value, unseen.positives) == (None, 0)
-    assert "class" in (unseen.auroc.reason or "")
+    assert (unseen.metrics["auroc"].value, unseen.counts["nodules among them"]) == (None, 0)
+    assert "class" in (unseen.metrics["auroc"].reason or "")
     out = export(pre.run, real.workspace.root / "encoder.safetensors")
     assert read_weights(out.file).contract.patients == read_weights(pre.weights).contract.patients
 

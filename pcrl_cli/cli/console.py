@@ -249,3 +249,12 @@ def outcome(values: dict[str, Any]) -> dict[str, Any]:
         "last losses": values["last"],
     }
     return rows | ({"alarms": "; ".join(values["alarms"])} if values["alarms"] else {})
+
+
+def estimate(e: Any) -> str:
+    """A value with its interval, or a dash and the reason."""
+    if e.value is None:
+        return f"- ({e.reason})"
+    if e.low is None:
+        return f"{e.value:.4f}" + (f" (no interval: {e.reason})" if e.reason else "")
+    return f"{e.value:.4f} (95 %: {e.low:.4f} to {e.high:.4f}, {e.interval})"

@@ -1,32 +1,34 @@
 """pcrl demo"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pcrl_cli.cli import console, options
+from pcrl_cli.tasks import TASKS
 
 
 @console.command
 def command(
-    task: Annotated[str, typer.Option("--task", metavar="luna", help="Which chain")] = "luna",
-    out: Annotated[Path, typer.Option("--out", help="Workspace to make")] = Path("demo"),
-    patients: Annotated[int, typer.Option("--patients", min=5, help="Scans to make")] = 40,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Of pre-training")] = 60,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of fine-tuning")] = 12,
-    width: Annotated[int, typer.Option("--width", min=1, help="Base number of filters")] = 4,
+    task: Annotated[str, typer.Option("--task", metavar="|".join(TASKS), help="Which chain")] = "luna",
+    out: Annotated[Path | None, typer.Option("--out", help="Workspace to make (default: demo, or demo-TASK)")] = None,
+    patients: Annotated[int | None, typer.Option("--patients", min=5, help="Patients to make")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=2, help="Of pre-training")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of fine-tuning")] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Base number of filters")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Run the whole chain on scans that the program makes itself; a few minutes on two cores."""
-    console.choice("--task", task, ("luna",))
+    """Run the whole chain on images that the program makes itself; a few minutes on two cores."""
+    console.choice("--task", task, tuple(TASKS))
     from pcrl_cli.stages.demo import demo
 
     result = demo(
-        out,
+        out or Path("demo" if task == "luna" else f"demo-{task}"),
+        task=task,
         patients=patients,
         pretrain_steps=steps,
         finetune_epochs=epochs,
@@ -34,14 +36,7 @@ def command(
         seed=seed,
         listener=console.Bars(quiet or json),
     )
-    rows: dict[str, object] = {
-        f"AUROC, {name}": _with_interval(value, result.intervals[name]) for name, value in result.auroc.items()
-    }
+    name = result.metric.replace("_", " ")
+    rows: dict[str, Any] = {f"{name}, {start}": console.estimate(e) for start, e in result.scores.items()}
     rows |= {"encoder": result.encoder, "seconds": result.seconds}
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.report)
-
-
-def _with_interval(value: float | None, interval: tuple[float | None, float | None]) -> str:
-    if value is None or None in interval:
-        return "-" if value is None else f"{value:.3f}"
-    return f"{value:.3f} (95 % {interval[0]:.3f} to {interval[1]:.3f}, by patient)"

@@ -31,44 +31,34 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Score a fine-tuned run: AUROC with intervals, FROC and CPM, a CSV row a candidate, report.html."""
+    """Score a fine-tuned run: the task's metrics with intervals, a CSV row a case, report.html."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
     part = console.choice("--split", split, ("train", "val", "test", "all"))
     least = _thresholds(fail_under or [])
-    from pcrl_cli.stages.evaluate import check_thresholds, evaluate, require
+    from pcrl_cli.stages.evaluate import evaluate, require
     from pcrl_cli.stages.workspace import Workspace
 
-    check_thresholds(least)
     result = evaluate(
         run,
         cache,
         task=task,
         split=part,
-        all_candidates=all_candidates,
+        options={"all_candidates": all_candidates},
+        fail_under=least,
         workspace=Workspace(workspace),
         device=on,
         listener=console.Bars(quiet or json),
     )
     rows = {
         "run": f"{result.run} (start: {result.start})",
-        "part": f"{result.split}: {result.patients} patients, {result.candidates} candidates, {result.positives} nodules",
-        "AUROC": _estimate(result.auroc, "DeLong"),
-        "AUROC by patient": _estimate(result.auroc_clustered, "bootstrap"),
-        "CPM": f"{result.froc.cpm:.4f}" if result.froc.cpm is not None else f"- ({result.froc.reason})",
+        "part": f"{result.split}: {result.patients} patients, "
+        + ", ".join(f"{n} {name}" for name, n in result.counts.items()),
+        **{name.replace("_", " "): console.estimate(e) for name, e in result.metrics.items()},
         "predictions": result.predictions,
         "report": result.report,
     }
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.evaluation)
     require(result, least)
-
-
-def _estimate(e: object, how: str) -> str:
-    value, low, high, reason = (getattr(e, name) for name in ("value", "low", "high", "reason"))
-    if value is None:
-        return f"- ({reason})"
-    if low is None:
-        return f"{value:.4f} (no interval: {reason})"
-    return f"{value:.4f} (95 %: {low:.4f} to {high:.4f}, {how})"
 
 
 def _thresholds(pairs: list[str]) -> dict[str, float]:

@@ -70,10 +70,10 @@ def command(
     rows = {
         "start": result.start,
         "labelled patients": result.labelled_patients,
-        "candidates": result.candidates,
+        "labels": result.labels,
         **console.outcome(result.outcome),
         "kept": result.kept,
-        "best validation AUROC": result.best_validation,
+        f"best validation {result.metric}": result.best_validation,
         "report": result.report,
     }
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.run)

@@ -86,7 +86,7 @@ def command(
         return console.show_plan(result, json, quiet)
     rows = {
         "patients": result.patients,
-        "pairs": result.pairs,
+        "samples an epoch": result.samples,
         "parameters": f"{result.parameters:,}",
         **console.outcome(result.outcome),
         "weights": result.weights,

@@ -1,5 +1,6 @@
 """What a reader knows of a scan before it reads a voxel."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +26,27 @@ class Points:
 
 
 @dataclass(frozen=True)
+class ImageRef:
+    """One image of a 2D data set.
+
+    id: unique in its data set. label: one a class: 1 present, 0 absent, -1 not known and left out of the loss.
+    """
+
+    id: str
+    patient: str
+    path: Path
+    label: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Case:
-    """One scan of one patient.
+    """One scan of one patient; of a 2D data set, as many images as a shard holds.
 
     id: unique in its data set and stable over time; also a file name, so [A-Za-z0-9._-] only.
-    patient: what splits and leakage checks count by.
+    patient: what splits and leakage checks count by; empty where there are `images`, which name theirs.
     path: the file or folder to read.
+    files: further files by name, such as `mask` or a modality.
+    images: of a 2D data set.
     points: candidates, for data sets that have them.
     lesions: (k, 4) centre (LPS, mm) and diameter (mm) of every annotated lesion, for data sets that have them.
     excluded: (k, 4) the same of findings that count neither as hit nor as false alarm; a diameter of -1 is unknown.
@@ -42,3 +58,10 @@ class Case:
     points: Points | None = field(default=None, compare=False)
     lesions: Float64[np.ndarray, "k 4"] | None = field(default=None, compare=False)
     excluded: Float64[np.ndarray, "e 4"] | None = field(default=None, compare=False)
+    files: Mapping[str, Path] = field(default_factory=dict, compare=False)
+    images: tuple[ImageRef, ...] = field(default=(), compare=False)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Everybody in it, sorted."""
+        return tuple(sorted({image.patient for image in self.images})) if self.images else (self.patient,)

@@ -22,7 +22,8 @@ class Domain(Settings):
 
     channels: int
     modality: str
-    spacing_mm: float
+    spacing_mm: float | None
+    """None for images that have no scale, such as radiographs at one size."""
     intensity: dict[str, float]
     """CT: hu_min, hu_max."""
     normalisation: str

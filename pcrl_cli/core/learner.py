@@ -29,6 +29,20 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What a Learner must know of the cache that it reads.
+
+    dim: axes of an image. to_unit: (scale, offset) that bring stored values to [0, 1], or to what the task trains on.
+    classes: names of the labels, in their order.
+    """
+
+    dim: int
+    channels: int
+    to_unit: tuple[float, float]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Watched:
     """Features whose collapse is watched for.
 

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -20,14 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
-from jaxtyping import Float
 from pydantic import BaseModel
 from threadpoolctl import threadpool_limits
 
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, blame_reading
 from pcrl_cli.core.files import blame_machine, fingerprint, remove_leftovers
-from pcrl_cli.core.plan import CropPlan, Drawn, Prepared
+from pcrl_cli.core.plan import CropPlan, Drawn, Pictures, Scan
 from pcrl_cli.data.cache import (
     SCHEMA,
     Record,
@@ -39,15 +38,18 @@ from pcrl_cli.data.cache import (
     write_shard,
     write_split,
 )
+from pcrl_cli.pure.split import Part
 
 PEAK_BYTES = 3 << 30  # what a case may take at its peak, where the caller has no better estimate
 MEMORY_SHARE = 0.7  # of the free memory, for all workers together
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
 Status = Literal["made", "skipped", "refused"]
-Read = Callable[[Case], Prepared]
+Read = Callable[[Case], Scan]
 Files = Callable[[Case], list[Path]]
-Outcomes = Generator[tuple[str, Status, str], None, None]
+Bad = dict[str, str]
+"""Why something could not be used, by the case or, of a shard of images, by the image."""
+Outcomes = Generator[tuple[str, Status, Bad], None, None]
 Report = Callable[[int, int, str, Status], None]
 """Called after each case: how many are done, of how many, which one, and what became of it."""
 
@@ -60,7 +62,7 @@ class BuildResult:
     manifest: Record
     made: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    bad: dict[str, str] = field(default_factory=dict)
+    bad: Bad = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,38 +89,45 @@ def build(
     seed: int = 0,
     progress: Report | None = None,
     patients: Iterable[str] | None = None,
+    parts: Mapping[str, Part] | None = None,
     root: Path | None = None,
     files: Files | None = None,
     peak_bytes: int = PEAK_BYTES,
 ) -> BuildResult:
     """Executes the plans on every case and seals one shard each.
 
-    cases: those to prepare. read: a picklable function. header: JSON values for the manifest; `header["settings"]`
-    (what changes the voxels: spacing, window, ...) is part of the fingerprint, the rest is not. shard: (i, n), with
-    1 <= i <= n: every n-th case of the sorted list from the i-th on. patients: all of the data set, before any limit,
-    for the split; those of `cases` if None. root: what the sources' recorded paths are relative to. files: those that
-    `read` reads; if one changes, the case is made again (None: see `source_of`). A case that was finished before, with
-    the same settings and an unchanged source, is not made again; one that was refused is tried again.
+    Args:
+        cases: those to prepare. read: a picklable function.
+        header: JSON values for the manifest; `header["settings"]` (what changes the voxels: spacing, window, ...) is part
+            of the fingerprint, the rest is not.
+        shard: (i, n), with 1 <= i <= n: every n-th case of the sorted list from the i-th on.
+        patients: all of the data set, before any limit, for the split; those of `cases` if None.
+        parts: of patients whose part the data set's own lists decide.
+        root: what the sources' recorded paths are relative to.
+        files: those that `read` reads; if one changes, the case is made again (None: see `source_of`).
+
+    A case that was finished before, with the same settings and an unchanged source, is not made again; one that was refused
+    is tried again.
 
     Raises:
         ConfigError: shard is not 1 <= i <= n, or the folder was split with another seed.
         MachineError: disk, memory or permission, of the scans too; a worker died. What is finished is kept.
     """
     ordered = sorted(cases, key=lambda case: case.id)
-    patients = [case.patient for case in ordered] if patients is None else patients
+    patients = {patient for case in ordered for patient in case.patients} if patients is None else patients
     mine = _share(ordered, shard)
     with blame_machine(out):
         (out / "shards").mkdir(parents=True, exist_ok=True)
     for folder in (out, out / "shards"):
         remove_leftovers(folder)
-    write_split(out, patients, seed)
+    write_split(out, patients, seed, parts)
     full_header = header | {"seed": seed, "plans": _described(plans), "fingerprint": settings_of(plans, header, seed)}
     todo = [_job(case, read, plans, out, full_header, source_of(case, root, files)) for case in mine]
     result = BuildResult(out, {})
     try:
         with closing(_outcomes(todo, jobs, peak_bytes)) as outcomes:
-            for done, (case_id, status, reason) in enumerate(outcomes, start=1):
-                _note(result, case_id, status, reason)
+            for done, (case_id, status, bad) in enumerate(outcomes, start=1):
+                _note(result, case_id, status, bad)
                 if progress is not None:
                     progress(done, len(todo), case_id, status)
     finally:  # also after an interruption: what was sealed is in the manifest
@@ -150,29 +159,20 @@ def case_rng(seed: int, case_id: str, group: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def scan_id(values: Float[np.ndarray, "x y z"]) -> str:
-    """20 hexadecimal digits that are equal for the same prepared scan, whatever its name, its patient and its reader.
-
-    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded. Two
-    copies of a scan get different ids where they were prepared with another spacing or with a window that ends inside
-    that range, where one was cropped or converted with rounding (of its voxels, or of its spacing), or MR scans were
-    scaled differently. Equal ids mean, in practice, equal scans.
-    """
-    sample = np.rint(np.clip(values[::4, ::4, ::4], -1000, 1000)).astype("<i2")
-    content = np.array(values.shape, "<i8").tobytes() + sample.tobytes(order="C")
-    return hashlib.sha256(content).hexdigest()[:20]
-
-
 def source_of(case: Case, root: Path | None, files: Files | None = None) -> Record:
     """What a case was made from: its files (path, size, time of change), its patient, and the rows of its tables.
 
-    files: names the case's files; without it these are all in its folder, or all of its name with any ending.
+    files: names the case's files; without it these are all in its folder, or all of its name with any ending. Of images
+    the record holds only a fingerprint, so that a shard of thousands stays small.
 
     Raises:
         MachineError: a file cannot be looked at.
     """
     with blame_reading(case.path):
         found = [_file_facts(path, root or case.path.parent) for path in (files or _files)(case)]
+    if case.images:
+        rows = [[image.id, image.patient, image.label] for image in case.images]
+        return {"files": fingerprint(found), "tables": fingerprint(rows), "patient": ""}
     tables = [case.points.world.tolist(), case.points.label.tolist(), case.points.id] if case.points is not None else []
     findings = [found.tolist() if found is not None else [] for found in (case.lesions, case.excluded)]
     return {"files": found, "tables": fingerprint([tables, *findings]), "patient": case.patient}
@@ -211,13 +211,13 @@ def _is_made(job: _Job) -> bool:
     """Whether an earlier run sealed the case and that still holds; refusals are no reason not to try again."""
     record = read_record(record_path(job.folder, job.case.id))
     shard = shard_path(job.folder, job.case.id)
-    if record is None or "scan_id" not in record:  # a record of before there were ids: nor has the shard every array
+    if record is None or "scan_ids" not in record:  # a record of before there were ids: nor has the shard every array
         return False
     same = all(record.get(key) == value for key, value in job.facts.items())
     return same and shard.exists() and shard.stat().st_size == record["bytes"]
 
 
-def _make(job: _Job) -> tuple[str, Status, str]:
+def _make(job: _Job) -> tuple[str, Status, Bad]:
     """Reads one scan, draws from it and seals the shard; a scan that cannot serve is recorded with its reason."""
     case, group, drawn = job.case, "", dict[str, Drawn]()
     try:
@@ -228,11 +228,19 @@ def _make(job: _Job) -> tuple[str, Status, str]:
             drawn[group] = plan.draw(scan, case, case_rng(job.seed, case.id, group))
     except (DataError, IntegrityError) as error:
         write_bad(job.folder, case.id, str(error), job.facts, *_kind(error, group))
-        return case.id, "refused", str(error)
+        return case.id, "refused", {case.id: str(error)}
     except MemoryError as error:
         raise MachineError(f"not enough memory for the scan {case.id}: run again with fewer --jobs") from error
-    write_shard(job.folder, case.id, drawn, job.facts | {"scan_id": scan_id(scan.values)})
-    return case.id, "made", ""
+    record = write_shard(job.folder, case.id, drawn, job.facts | _facts(scan))
+    return case.id, "made", record.get("bad", {})
+
+
+def _facts(scan: Scan) -> Record:
+    """Who and what is in the shard, for splits and for the search for leaks."""
+    if not isinstance(scan, Pictures):
+        return {"scan_ids": list(scan.scan_ids)}
+    items = {"id": list(scan.id), "patient": list(scan.patient), "scan_id": list(scan.scan_ids)}
+    return {"scan_ids": [], "items": items, "bad": dict(sorted(scan.bad.items()))}
 
 
 def _kind(error: DataError | IntegrityError, group: str) -> tuple[str, Record]:
@@ -242,10 +250,9 @@ def _kind(error: DataError | IntegrityError, group: str) -> tuple[str, Record]:
     return ("unreadable" if slug == "unusable" and not group else slug), ({group: counts} if counts else {})
 
 
-def _note(result: BuildResult, case_id: str, status: Status, reason: str) -> None:
-    if status == "refused":
-        result.bad[case_id] = reason
-    else:
+def _note(result: BuildResult, case_id: str, status: Status, bad: Bad) -> None:
+    result.bad.update(bad)
+    if status != "refused":
         (result.made if status == "made" else result.skipped).append(case_id)
 
 
@@ -257,7 +264,8 @@ def _outcomes(todo: list[_Job], jobs: int | Literal["auto"], peak_bytes: int) ->
     work = []
     for job in todo:
         if _is_made(job):
-            yield job.case.id, "skipped", ""
+            record = read_record(record_path(job.folder, job.case.id)) or {}
+            yield job.case.id, "skipped", record.get("bad", {})
         else:
             work.append(job)
     n = min(auto_jobs(peak_bytes) if jobs == "auto" else jobs, len(work))
@@ -273,7 +281,7 @@ def _here(work: list[_Job]) -> Outcomes:
 def _in_pool(work: list[_Job], jobs: int) -> Outcomes:
     """At most two cases a worker are under way; after an interruption the running ones are finished and sealed."""
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    waiting, running = iter(work), set[Future[tuple[str, Status, str]]]()
+    waiting, running = iter(work), set[Future[tuple[str, Status, Bad]]]()
     try:
         while True:
             while len(running) < 2 * jobs and (job := next(waiting, None)) is not None:

@@ -1,9 +1,10 @@
 """A cache folder: sealed HDF5 shards, a sidecar record each, a manifest gathered from the records, a split.
 
-    manifest.json       what was prepared, how, and every case with the hash of its shard
+    manifest.json       what was prepared, how, and every shard with its hash
     split.json          training, validation and test patients
     bad_cases.jsonl     scans that could not be used, one line each: {"case", "patient", "reason"}
-    shards/CASE.h5      the arrays of one case; sealed: equal settings and scans give equal bytes
+    shards/CASE.h5      the arrays of one case (in 2D: of some thousand images); sealed: equal settings and scans give
+                        equal bytes
     shards/CASE.json    its record: hash, size, source, settings, counts, shapes, the id of its voxels
     shards/CASE.bad.json   the record of a refused case: its `reason`, the kind of it (`slug`), what was tried (`counts`)
 
@@ -14,7 +15,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,12 +47,12 @@ Record = dict[str, Any]
 def write_shard(folder: Path, case: str, groups: Mapping[str, Drawn], facts: Record) -> Record:
     """Seals the arrays of one case as `shards/CASE.h5` and then its record as `shards/CASE.json`.
 
-    facts: what the record holds besides (patient, settings, source, scan_id).
+    facts: what the record holds besides (patient, settings, source, scan_ids; of images `items` and `bad`).
 
     Raises:
         MachineError: the disk is full or the folder may not be written to.
     """
-    size, digest = _write_h5(shard_path(folder, case), {name: drawn.arrays for name, drawn in groups.items()})
+    size, digest = _write_h5(shard_path(folder, case), groups)
     record = {
         **facts,
         "schema": SCHEMA,
@@ -88,15 +90,15 @@ def bad_path(folder: Path, case: str) -> Path:
     return folder / "shards" / f"{case}.bad.json"
 
 
-def write_split(folder: Path, patients: Iterable[str], seed: int) -> Split:
-    """Makes or extends `split.json`; patients that it holds already never move.
+def write_split(folder: Path, patients: Iterable[str], seed: int, given: Mapping[str, Part] | None = None) -> Split:
+    """Makes or extends `split.json`; patients that it holds already never move. given: see `pure.split`.
 
     Raises:
         ConfigError: it was made with another seed.
         IntegrityError: the file is torn.
     """
     existing = read_split(folder) if (folder / "split.json").exists() else None
-    result = split(patients, seed, existing)
+    result = split(patients, seed, existing, given)
     if result != existing:
         write_json(folder / "split.json", {"schema": SCHEMA, **result.model_dump()})
     return result
@@ -129,16 +131,22 @@ def gather_manifest(folder: Path, header: Record) -> Record:
             | {"counts": r.get("counts", {})}
             for r in bad
         ]
+        refused += [
+            {"case": name, "patient": "", "reason": reason, "slug": "unreadable", "counts": {}}
+            for r in good
+            for name, reason in r.get("bad", {}).items()
+        ]
         totals = _totals(good) | {"refused": dict(sorted(Counter(row["slug"] for row in refused).items()))}
         manifest = {
             "schema": SCHEMA,
             **header,
             "cases": good,
-            "bad_cases": len(bad),
+            "bad_cases": len(refused),
             "refused": refused,
             "totals": totals,
         }
-        lines = [json.dumps({k: r[k] for k in ("case", "patient", "reason")}, ensure_ascii=False) + "\n" for r in bad]
+        keys = ("case", "patient", "reason")
+        lines = [json.dumps({k: row[k] for k in keys}, ensure_ascii=False) + "\n" for row in refused]
         write_atomic(folder / "bad_cases.jsonl", "".join(lines).encode())
         write_json(folder / "manifest.json", manifest)
         if _records(folder, header["fingerprint"]) == (good, bad):  # nobody sealed a case meanwhile
@@ -171,18 +179,30 @@ def _totals(records: list[Record]) -> Record:
     for record in records:
         for group, values in record["counts"].items():
             counts.setdefault(group, Counter()).update(values)
-    patients = {record["patient"] for record in records}
+    patients = {patient for record in records for patient in patients_of(record)}
     sums = {group: dict(sorted(values.items())) for group, values in sorted(counts.items())}
     return {"cases": len(records), "patients": len(patients), "bytes": sum(r["bytes"] for r in records), "counts": sums}
+
+
+def patients_of(record: Record) -> frozenset[str]:
+    """Everybody in a shard."""
+    return frozenset(record["items"]["patient"]) if "items" in record else frozenset((record["patient"],))
+
+
+def scans_of(record: Record) -> Iterable[tuple[str, str]]:
+    """(patient, scan id) of every scan in a shard."""
+    if "items" in record:
+        return zip(record["items"]["patient"], record["items"]["scan_id"], strict=True)
+    return ((record["patient"], found) for found in record.get("scan_ids", ()))
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> Record:
     return {name: {"shape": list(array.shape), "dtype": array.dtype.str} for name, array in sorted(arrays.items())}
 
 
-def _write_h5(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[int, str]:
+def _write_h5(path: Path, groups: Mapping[str, Drawn]) -> tuple[int, str]:
     """Writes a sealed HDF5 file; returns its size and SHA-256."""
-    if sum(array.nbytes for arrays in groups.values() for array in arrays.values()) <= IN_MEMORY:
+    if sum(array.nbytes for drawn in groups.values() for array in drawn.arrays.values()) <= IN_MEMORY:
         image = _image(groups)
         write_atomic(path, image)
         return len(image), hashlib.sha256(image).hexdigest()
@@ -198,7 +218,7 @@ def _write_h5(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> tup
     return size, digest
 
 
-def _image(groups: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+def _image(groups: Mapping[str, Drawn]) -> bytes:
     """The bytes of an HDF5 file that never was on disk."""
     with h5py.File("shard", "w", driver="core", backing_store=False, libver=LIBVER) as file:
         _fill(file, groups)
@@ -206,12 +226,16 @@ def _image(groups: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
         return file.id.get_file_image()
 
 
-def _fill(file: h5py.File, groups: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Raw arrays, one item a chunk, in the order of their names, without a clock."""
+def _fill(file: h5py.File, groups: Mapping[str, Drawn]) -> None:
+    """Raw arrays, one item or what the plan says a chunk, in the order of their names, without a clock."""
     for group in sorted(groups):
-        for name, array in sorted(groups[group].items()):
-            chunks = (1, *array.shape[1:]) if array.ndim > 1 and array.size else None
-            file.create_dataset(f"{group}/{name}", data=array, chunks=chunks, track_times=False)
+        drawn = groups[group]
+        for name, array in sorted(drawn.arrays.items()):
+            chunks = drawn.chunks.get(name) or ((1, *array.shape[1:]) if array.ndim > 1 and array.size else None)
+            if chunks is not None:
+                chunks = tuple(min(c, n) for c, n in zip(chunks, array.shape, strict=True))
+            packed = {"compression": "gzip", "compression_opts": 4, "shuffle": False} if name in drawn.packed else {}
+            file.create_dataset(f"{group}/{name}", data=array, chunks=chunks, track_times=False, **packed)
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -252,15 +276,36 @@ class Cache:
 
     def patients(self, part: Part | Literal["all"] = "all") -> tuple[str, ...]:
         """The patients of a part that have a usable case, sorted."""
-        present = {record["patient"] for record in self.manifest["cases"]}
+        present = {patient for record in self.manifest["cases"] for patient in patients_of(record)}
         return tuple(patient for patient in self.split.part(part) if patient in present)
 
     def cases(self, part: Part | Literal["all"] = "all", patients: Iterable[str] | None = None) -> tuple[str, ...]:
-        """The ids of the usable cases of a part, sorted; of these patients only, if given."""
+        """The ids of the usable cases of a part, sorted; of these patients only, if given.
+
+        In 2D: of the shards that hold at least one of their images; `rows` says which images are theirs.
+        """
         wanted = set(self.split.part(part))
         if patients is not None:
             wanted &= set(patients)
-        return tuple(record["case"] for record in self.manifest["cases"] if record["patient"] in wanted)
+        return tuple(record["case"] for record in self.manifest["cases"] if patients_of(record) & wanted)
+
+    def rows(self, group: str, array: str, case_ids: Sequence[str], patients: Iterable[str]) -> Int[np.ndarray, " n"]:
+        """Where, in the joined arrays of these cases, the items of these patients are."""
+        wanted, kept, first = set(patients), [], 0
+        for case, size in zip(case_ids, self.sizes(group, array, case_ids), strict=True):
+            record = self.records[case]
+            owner = record["items"]["patient"] if "items" in record else [record["patient"]] * int(size)
+            kept.append(first + np.flatnonzero([patient in wanted for patient in owner]))
+            first += int(size)
+        return np.concatenate(kept).astype(np.int64) if kept else np.zeros(0, np.int64)
+
+    def owners(self, group: str, array: str, case_ids: Sequence[str]) -> list[str]:
+        """The patient of every item in the joined arrays of these cases."""
+        found: list[str] = []
+        for case, size in zip(case_ids, self.sizes(group, array, case_ids), strict=True):
+            record = self.records[case]
+            found += record["items"]["patient"] if "items" in record else [record["patient"]] * int(size)
+        return found
 
     def sizes(self, group: str, array: str, case_ids: Sequence[str]) -> Int[np.ndarray, " cases"]:
         """How many items each case has, from the records alone."""
@@ -295,6 +340,22 @@ class Cache:
             places = np.flatnonzero(case == i)
             self._read_case(group, case_ids[i], within[places], {name: out[name] for name in arrays}, places)
         return Items(out, case)
+
+    def read_box(
+        self, case: str, group: str, array: str, start: Sequence[int] = (), size: Sequence[int] = ()
+    ) -> np.ndarray:
+        """A box of one large array: `start` and `size` are of its last axes, the axes before them are read whole.
+
+        Raises:
+            ConfigError: the cache has no such array. IntegrityError: the shard is torn or not what its record says.
+        """
+        shape = self._facts(group, array, case)["shape"]
+        inner = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
+        box = (*(slice(None) for _ in range(len(shape) - len(inner))), *inner)
+        with self._opened(case) as file:
+            stored = file[group][array]
+            self._require_shape(case, list(stored.shape), shape)
+            return np.asarray(stored[box])
 
     def verify(self, mode: Literal["full", "quick"] = "full", memory: Path | None = None) -> int:
         """Checks the shards; returns how many were hashed.
@@ -354,18 +415,28 @@ class Cache:
         places: Int[np.ndarray, " k"],
     ) -> None:
         """Items `rows` of one shard into `places` of the arrays in `out`."""
+        with self._opened(case) as file:
+            for name, target in out.items():
+                stored = file[group][name]
+                self._require_shape(case, list(stored.shape), self._facts(group, name, case)["shape"])
+                if np.array_equal(rows, np.arange(len(stored))):
+                    target[places] = stored[()]
+                    continue
+                for place, row in zip(places, rows, strict=True):
+                    target[place] = stored[row]
+
+    def _require_shape(self, case: str, found: list[int], recorded: list[int]) -> None:
+        if found != recorded:
+            path = shard_path(self.path, case)
+            raise IntegrityError(f"{path} is not the file that its record describes: {REPAIR}")
+
+    @contextmanager
+    def _opened(self, case: str) -> Iterator[h5py.File]:
+        """The shard of a case; what is wrong with it is said in one sentence."""
         path = shard_path(self.path, case)
         try:
             with h5py.File(path, "r", locking=False) as file:
-                for name, target in out.items():
-                    stored = file[group][name]
-                    if list(stored.shape) != self._facts(group, name, case)["shape"]:
-                        raise IntegrityError(f"{path} is not the file that its record describes: {REPAIR}")
-                    if np.array_equal(rows, np.arange(len(stored))):
-                        target[places] = stored[()]
-                        continue
-                    for place, row in zip(places, rows, strict=True):
-                        target[place] = stored[row]
+                yield file
         except (OSError, KeyError) as error:
             what = "missing" if not path.exists() else "torn or unreadable"
             raise IntegrityError(f"{path} is {what}: {REPAIR}") from error

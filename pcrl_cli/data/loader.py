@@ -37,6 +37,7 @@ class Loader:
     Args:
         arrays: of the group; each has one row an item.
         cases: whose items are used, in this order.
+        rows: which of their joined items are used; all by default.
         batch: samples a step over all ranks.
         order: of an epoch's items; `shuffled` by default.
         rank, ranks: this process takes rows rank::ranks of every batch.
@@ -58,10 +59,13 @@ class Loader:
         order: Order | None = None,
         rank: int = 0,
         ranks: int = 1,
+        rows: Int[np.ndarray, " n"] | None = None,
     ) -> None:
         self.cache, self.group, self.arrays, self.cases = cache, group, tuple(arrays), tuple(cases)
         self.batch_size, self.device, self.rank, self.ranks = batch, device, rank, ranks
-        self.items = int(cache.sizes(group, arrays[0], cases).sum())
+        everything = int(cache.sizes(group, arrays[0], cases).sum())
+        self.rows = None if rows is None or len(rows) == everything else rows
+        self.items = everything if rows is None else len(rows)
         self.order = order or shuffled(self.items, seed)
         self.per_epoch = len(self.order(0))
         if batch > self.per_epoch:
@@ -86,8 +90,9 @@ class Loader:
 
     @property
     def bytes(self) -> int:
-        """Of all items, as stored."""
-        return self.cache.nbytes(self.group, self.arrays, self.cases)
+        """Of the items that are used, as stored."""
+        everything = int(self.cache.sizes(self.group, self.arrays[0], self.cases).sum())
+        return self.cache.nbytes(self.group, self.arrays, self.cases) * self.items // max(1, everything)
 
     def batches(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Endless, from a step on: global positions of this rank's samples, and their arrays on the device."""
@@ -133,7 +138,7 @@ class Loader:
         )
 
     def _load(self) -> dict[str, Tensor]:
-        arrays = self.cache.read(self.group, self.arrays, self.cases).arrays
+        arrays = self.cache.read(self.group, self.arrays, self.cases, rows=self.rows).arrays
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self.place == "gpu":
             tensors = {name: t.to(self.device) for name, t in tensors.items()}
@@ -163,7 +168,8 @@ class Loader:
                 for positions, items in rows:
                     if stop.is_set():
                         return
-                    arrays = self.cache.read(self.group, self.arrays, self.cases, rows=items).arrays
+                    rows_ = items if self.rows is None else self.rows[items]
+                    arrays = self.cache.read(self.group, self.arrays, self.cases, rows=rows_).arrays
                     put((positions, {name: torch.from_numpy(array) for name, array in arrays.items()}))
             except BaseException as error:
                 put(error)

@@ -1,4 +1,4 @@
-"""Self-supervised Learners, one file each: Config, CROP_PLAN, GROUP and the Learner itself."""
+"""Self-supervised Learners, one file each: Config, and by dimension GROUPS and CROP_PLANS, and the LEARNER itself."""
 
 METHODS: dict[str, str] = {"pcrlv2": "pcrl_cli.methods.pcrlv2"}
 """Name -> module, imported on use."""

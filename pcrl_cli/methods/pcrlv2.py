@@ -20,7 +20,7 @@ from pcrl_cli.augment.chains import Ranges, global_views, local_views
 from pcrl_cli.augment.intensity import constant
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
-from pcrl_cli.core.learner import Batch, Learner, Progress, Views, Watched
+from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
@@ -31,8 +31,8 @@ from pcrl_cli.pure import losses
 from pcrl_cli.pure.crops import CropPairs
 
 Crop = Literal["sub", "multi", "none"]
-GROUP = "pairs"
-CROP_PLAN = CropPairs
+GROUPS = {3: "pairs"}
+CROP_PLANS = {3: CropPairs}
 CROSSED_WIDTH = 256
 
 
@@ -85,8 +85,7 @@ class Config(Settings):
     def compare_at(self) -> tuple[int, ...]:
         return tuple(range(1, self.poolings + 1)) if self.compare_scales is None else self.compare_scales
 
-    @property
-    def arrays(self) -> tuple[str, ...]:
+    def arrays(self, dim: int) -> tuple[str, ...]:
         """The cached arrays that this method reads."""
         return ("globals",) if self.crop == "none" else ("globals", f"locals_{self.crop}")
 
@@ -134,13 +133,13 @@ class PCRLv2(Learner):
 
     Args:
         config: the method's choices.
-        channels: of the images.
-        to_unit: (scale, offset) that bring stored values to [0, 1].
+        stored: what the cache holds.
     """
 
-    def __init__(self, config: Config, channels: int, to_unit: tuple[float, float]) -> None:
+    def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
-        self.config, self.to_unit = config, to_unit
+        self.config, self.stored = config, stored
+        channels = stored.channels
         encoder = UNet3dEncoder(channels, config.width, config.poolings)
         self.net = NsUNet(encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias)
         sigmoid = config.restore_activation == "sigmoid"
@@ -193,7 +192,7 @@ class PCRLv2(Learner):
         return global_views(x01, streams, self.config.augment)
 
     def _unit(self, stored: Tensor) -> Tensor:
-        scale, offset = self.to_unit
+        scale, offset = self.stored.to_unit
         return stored.float() * scale + offset
 
     # ---- losses --------------------------------------------------------------------------------------------------

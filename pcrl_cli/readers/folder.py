@@ -16,6 +16,8 @@ from pcrl_cli.readers.tables import patients_by, require_folder, safe_name
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
+KIND = "crops"
+OPTIONS: tuple[str, ...] = ("patients",)
 CITATION = "the user's own data"
 LICENSE = "unknown: the user's own data"
 CLASSES: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ from pcrl_cli.readers.tables import patients_by, read_table, require_folder, saf
 from pcrl_cli.readers.volume_io import read_volume, volume_files
 
 NAME = "luna"
+KIND = "crops"
+OPTIONS: tuple[str, ...] = ("patients", "candidates")
 CITATION = (
     "Setio et al., Validation, comparison, and combination of algorithms for automatic detection of pulmonary nodules "
     "in computed tomography images: the LUNA16 challenge, Medical Image Analysis 42, 2017; Armato et al., The Lung "
@@ -66,7 +68,9 @@ def files(case: Case) -> list[Path]:
     return volume_files(case.path)
 
 
-def absent_rows(root: Path, cases: Iterable[Case], candidates: Path | None = None) -> dict[str, int]:
+def absent_rows(
+    root: Path, cases: Iterable[Case], patients: Path | None = None, candidates: Path | None = None
+) -> dict[str, int]:
     """Rows of each table that belong to scans which are not among `cases`, by the table's file name.
 
     The official tables name all 888 scans, so with fewer of them on disk this is ordinary: no bad cases.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcrl_cli.core.learner import Progress, Views
+from pcrl_cli.core.learner import Progress, Stored, Views
 from pcrl_cli.core.rng import Stream
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
@@ -40,7 +40,7 @@ def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Sha
         }
     )
     with torch.device("meta"):
-        learner = PCRLv2(config, shapes["globals"][1], (1.0, 0.0)).train()
+        learner = PCRLv2(config, Stored(3, shapes["globals"][1], (1.0, 0.0))).train()
         views = _views(batch, config, shapes)
     views["scales"] = draw_scales(only, Stream.of("cost"), views["l"].shape[1] if "l" in views else 0)
     counter = FlopCounterMode(display=False)

@@ -6,34 +6,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
 from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.contract import Architecture, Patients
-from pcrl_cli.core.errors import ConfigError, DataError, UsageError
-from pcrl_cli.core.learner import Learner, Task
+from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.learner import Learner, Stored, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.transfer import Weights, load_encoder
-from pcrl_cli.pure.metrics import auroc
 from pcrl_cli.stages import patients, training
-from pcrl_cli.stages.predictions import predict_part
 from pcrl_cli.stages.report import finetune_report
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.weights import weights_of
+from pcrl_cli.stages.workflows import Work, workflow_of
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
 
 TaskConfig = TypeVar("TaskConfig", bound=BaseModel)
-DEFAULT_WIDTH, DEFAULT_POOLINGS = 32, 5
+FROM_SCRATCH = {
+    3: Architecture(dim=3, encoder="unet3d", width=32, poolings=5),
+    2: Architecture(dim=2, encoder="resnet18", width=64, poolings=5),
+}
+"""The encoder where there are no weights, by dimension; width and depth can be set."""
 
 
 class FinetuneSettings(Settings, Generic[TaskConfig]):
@@ -44,7 +46,7 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
     learner: TaskConfig
     train: TrainConfig
     ratio: float = Field(1.0, gt=0, le=1, description="share of the training patients whose labels are used")
-    width: int | None = Field(None, ge=1, description="from the weights; without weights 32")
+    width: int | None = Field(None, ge=1, description="from the weights; without weights the paper's")
     poolings: int | None = Field(None, ge=1, description="from the weights; without weights 5")
     weights: str | None = Field(None, description="run or file to start from; none: from scratch")
     allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
@@ -59,9 +61,12 @@ class FinetuneResult(Result):
     start: str
     ratio: float
     labelled_patients: int
-    candidates: dict[str, int]
+    labels: dict[str, int]
+    """What was learned from, such as how many nodules."""
     kept: str
+    metric: str
     best_validation: float | None
+    """Of the metric by which the epoch was chosen."""
     overlap: dict[str, int]
     notes: list[str]
     transfer: dict[str, Any] | None
@@ -136,12 +141,12 @@ def _finetune(
     """One rank's part. What can be refused is refused before the run's folder is made."""
     listener = listener if world.talks else Listener()
     module = find("task", settings.task, TASKS)
-    path = cache or workspace.find_cache(3, module.GROUP)
+    path = cache or workspace.find_cache(module.DIM, module.GROUP)
     opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
     loaded = weights_of(Path(settings.weights)) if settings.weights else None
-    architecture_of(settings, loaded)
+    architecture_of(settings, loaded, module.DIM)
     start = loaded.contract.model_dump_json() if loaded else "scratch"
     inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
     found = {"width": None, "poolings": None} if loaded else {}  # the weights' own, by now
@@ -174,29 +179,16 @@ def _train(
 ) -> FinetuneResult:
     require_trainable(settings.train, device)
     module = find("task", settings.task, TASKS)
-    architecture = architecture_of(settings, weights)
-    task = build_task(settings, architecture, cache)
+    workflow, work = workflow_of(module), Work(module, settings, cache, device, listener)
+    architecture = architecture_of(settings, weights, module.DIM)
+    task = build_task(settings, architecture, training.stored(cache))
     report = load_encoder(task.encoder, weights, training.domain_of(cache)) if weights else None
     for line in report.differences if report else []:
         listener.say(f"transfer: {line}")
     labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
-    cases = cache.cases(patients=labelled)
-    labels = _labels(cache, module.GROUP, cases, settings)
-    train = settings.train
-    loader = Loader(
-        cache,
-        module.GROUP,
-        module.ARRAYS,
-        cases,
-        train.batch,
-        train.seed,
-        device,
-        cache_on,
-        order=lambda epoch: module.epoch_order(labels, settings.learner, train.seed, epoch),
-        rank=world.rank,
-        ranks=world.size,
-    )
-    training.try_views(task, cache, module.GROUP, module.ARRAYS, cases)
+    counts = workflow.counts(work, labelled)
+    source = workflow.source(work, labelled, cache_on, world)
+    training.try_views(task, source)
     run = training.open_together(world, open_run, out)
     if world.talks:
         run.write_record(
@@ -207,32 +199,32 @@ def _train(
             weights_contract=weights.contract.model_dump(mode="json") if weights else None,
             overlap=overlap,
         )
-    can_validate, kept = _validation(cache, module.GROUP)
+    can_validate, kept = workflow.can_validate(work)
+    metric = f"val_{module.METRIC}"
     selected = cache.split.val if can_validate else ()
     seen = _seen(weights, cache, labelled, selected, run.record["fingerprint"])
     contract = training.contract_of(cache, architecture, seen, f"task {settings.task}", settings.recipe, 0)
 
     def validate(learner: Learner, step: int) -> dict[str, float | None]:
         assert isinstance(learner, Task)
-        p = predict_part(learner, cache, module.GROUP, cache.cases("val"), device)
-        return {"val_auroc": auroc(p.label, p.probability)}
+        return workflow.validate(work, learner)
 
     trainer = Trainer(
         task,
-        loader,
-        train,
+        source,
+        settings.train,
         run,
         device=device,
         metadata=training.metadata_of(contract),
         world=world,
         validate=validate if can_validate else None,
-        best="val_auroc" if can_validate else None,
+        best=metric if can_validate else None,
         listener=listener,
     )
-    counts = {"nodules": int(labels.sum()), "others": int((labels == 0).sum())}
+    found = " and ".join(f"{n} {name}" for name, n in counts.items())
     listener.say(
         f"task {settings.task} from {weights.path if weights else 'scratch'}: {len(labelled)} labelled patients, "
-        f"{counts['nodules']} nodules and {counts['others']} others, {trainer.steps} steps of {train.batch} on {device.type}"
+        f"{found}, {trainer.steps} steps of {settings.train.batch} on {device.type}, cache in {source.residency}"
     )
     if not can_validate:
         listener.warn(kept)
@@ -243,8 +235,9 @@ def _train(
         start=str(weights.path) if weights else "scratch",
         ratio=settings.ratio,
         labelled_patients=len(labelled),
-        candidates=counts,
+        labels=counts,
         kept=kept,
+        metric=module.METRIC,
         best_validation=outcome.best["value"] if outcome.best else None,
         overlap=overlap,
         notes=_notes(overlap),
@@ -259,20 +252,21 @@ def _train(
     return result
 
 
-def architecture_of(settings: FinetuneSettings, weights: Weights | None) -> Architecture:
+def architecture_of(settings: FinetuneSettings, weights: Weights | None, dim: int) -> Architecture:
     """The weights' architecture; an explicit setting that differs is refused. Without weights, the settings'.
 
     Raises:
-        ConfigError: width or depth was asked for and the weights have another.
+        ConfigError: width or depth was asked for and the weights have another, or another number of axes.
     """
     if weights is None:
-        return Architecture(
-            dim=3,
-            encoder="unet3d",
-            width=settings.width or DEFAULT_WIDTH,
-            poolings=settings.poolings or DEFAULT_POOLINGS,
-        )
+        usual = FROM_SCRATCH[dim]
+        asked = {"width": settings.width or usual.width, "poolings": settings.poolings or usual.poolings}
+        return usual.model_copy(update=asked)
     found = weights.contract.architecture
+    if found.dim != dim:
+        raise ConfigError(
+            f"{weights.path} is a {found.dim}D encoder, and the task {settings.task} is of {dim}D images; give other weights"
+        )
     for name in ("width", "poolings"):
         asked = getattr(settings, name)
         if asked is not None and asked != getattr(found, name):
@@ -283,13 +277,13 @@ def architecture_of(settings: FinetuneSettings, weights: Weights | None) -> Arch
     return found
 
 
-def build_task(settings: FinetuneSettings, architecture: Architecture, cache: Cache) -> Task:
+def build_task(settings: FinetuneSettings, architecture: Architecture, stored: Stored) -> Task:
     """The task with weights drawn from the seed, without touching the global generator."""
     module = find("task", settings.task, TASKS)
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
-        encoder = build_encoder(architecture, cache.manifest["channels"])
-        return module.TASK(encoder, settings.learner, training.to_unit(cache))
+        encoder = build_encoder(architecture, stored.channels)
+        return module.TASK(encoder, settings.learner, stored)
 
 
 def check_overlap(
@@ -339,22 +333,3 @@ def _seen(
         return patients.hashed(cache, labelled, salt, selected)
     before = weights.contract.patients
     return before.joined(patients.hashed(cache, labelled, before.salt, selected))
-
-
-def _labels(cache: Cache, group: str, cases: Sequence[str], settings: FinetuneSettings) -> np.ndarray:
-    labels = cache.read(group, ("label",), cases).arrays["label"] if cases else np.zeros(0, np.uint8)
-    if len(np.unique(labels)) < 2:
-        raise DataError(
-            f"the {len(cases)} labelled training scans of {cache.path} have {int(labels.sum())} nodules and "
-            f"{int((labels == 0).sum())} others, so there is nothing to learn; raise --ratio or prepare more scans"
-        )
-    return labels
-
-
-def _validation(cache: Cache, group: str) -> tuple[bool, str]:
-    """Whether the validation part can choose the best epoch, and a sentence on what is kept."""
-    cases = cache.cases("val")
-    labels = cache.read(group, ("label",), cases).arrays["label"] if cases else np.zeros(0, np.uint8)
-    if len(np.unique(labels)) == 2:
-        return True, "best epoch by validation AUROC"
-    return False, "last epoch: the validation part lacks candidates of one class, so no epoch can be chosen by it"

@@ -7,7 +7,7 @@ through another reader or another table of patients.
 from collections.abc import Iterable, Sequence
 
 from pcrl_cli.core.contract import Patients
-from pcrl_cli.data.cache import Cache, Record
+from pcrl_cli.data.cache import Cache, scans_of
 
 
 def hashed(cache: Cache, patients: Sequence[str], salt: str, selected: Sequence[str] = ()) -> Patients:
@@ -21,8 +21,9 @@ def seen(known: Patients, cache: Cache, patients: Iterable[str], selected_too: b
     reader = cache.manifest["reader"]["name"]
     names = {patient: [_name(reader, patient)] for patient in patients}
     for record in cache.manifest["cases"]:
-        if record["patient"] in names and record.get("scan_id"):
-            names[record["patient"]].append(_scan(record))
+        for patient, scan in scans_of(record):
+            if patient in names:
+                names[patient].append(_scan(scan))
     return known.among(names, selected_too)
 
 
@@ -34,13 +35,13 @@ def _names(cache: Cache, patients: Sequence[str]) -> list[str]:
 
 def _scans(cache: Cache, patients: Sequence[str]) -> list[str]:
     wanted = set(patients)
-    records = cache.manifest["cases"]
-    return [_scan(record) for record in records if record["patient"] in wanted and record.get("scan_id")]
+    found = (pair for record in cache.manifest["cases"] for pair in scans_of(record))
+    return [_scan(scan) for patient, scan in found if patient in wanted]
 
 
 def _name(reader: str, patient: str) -> str:
     return f"{reader}:{patient}"
 
 
-def _scan(record: Record) -> str:
-    return f"scan:{record['scan_id']}"
+def _scan(scan_id: str) -> str:
+    return f"scan:{scan_id}"

@@ -2,49 +2,30 @@
 
 import shutil
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
-
 from pcrl_cli import __version__
 from pcrl_cli.core import files
 from pcrl_cli.core.case import Case
-from pcrl_cli.core.config import Layer, Settings, build, leaves, picked
+from pcrl_cli.core.config import Layer, build, leaves, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, UsageError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
-from pcrl_cli.core.plan import CropPlan, Prepared
+from pcrl_cli.core.plan import CropPlan
 from pcrl_cli.data.build import auto_jobs, settings_of
 from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import read_split
-from pcrl_cli.data.volume import Intensity, prepare
-from pcrl_cli.pure.crops import CandidateBlocks, CropPairs
 from pcrl_cli.readers import READERS
+from pcrl_cli.stages.kinds import PrepSettings, kind_of
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
-PEAK_BYTES = 2_500_000_000
-"""A case of 512 x 512 x 700 voxels at its peak: as read, as float32, resampled to 1 mm."""
-PAIR_BYTES, BLOCK_BYTES = 623_000, 2 * 64**3
 OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards"))
 """What a cache folder holds; `--overwrite` deletes nothing else."""
-
-
-class PrepSettings(Settings):
-    """What decides a cache's bytes, besides the scans."""
-
-    reader: str
-    recipe: str
-    seed: int = Field(0, ge=0)
-    spacing_mm: float = Field(1.0, gt=0)
-    intensity: Intensity = Intensity()
-    pairs: CropPairs = CropPairs()
-    candidates: CandidateBlocks = CandidateBlocks()
 
 
 class PrepResult(Result):
@@ -78,13 +59,13 @@ def prep_settings(
     name: str, recipe: str | None = None, layers: Sequence[Layer] = ()
 ) -> tuple[PrepSettings, dict[str, str]]:
     """The resolved settings of `pcrl prep NAME`, and where each value comes from."""
-    find("data set", name, READERS)
+    reader = find("data set", name, READERS)
     recipe_name = recipe or picked(layers, "recipe", "paper")
     base: Layer = (
         f"recipe {recipe_name}",
-        {**recipe_values(recipe_name, "prep"), "reader": name, "recipe": recipe_name},
+        {**recipe_values(recipe_name, "prep", reader.KIND), "reader": name, "recipe": recipe_name},
     )
-    return build(PrepSettings, [base, *layers])
+    return build(kind_of(reader).SETTINGS, [base, *layers])
 
 
 def prep(
@@ -98,8 +79,7 @@ def prep(
     jobs: int | Literal["auto"] = "auto",
     limit: int | None = None,
     shard: tuple[int, int] | None = None,
-    patients: Path | None = None,
-    candidates: Path | None = None,
+    options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
@@ -107,10 +87,11 @@ def prep(
     """Prepares a data set into sealed shards; resumable, and spreadable over processes that share `out`.
 
     Args:
-        name: of a reader: luna, folder.
+        name: of a reader, see `readers.READERS`.
         data, out: default to the workspace's data/NAME and cache/NAME.
         limit: only the first so many cases. shard: (i, n), this process's share, i from 1.
-        patients: CSV that groups scans by patient. candidates: CSV in place of candidates_V2.csv.
+        options: of the reader: `patients`, a CSV that groups scans by patient; `candidates`, a CSV in place of
+            candidates_V2.csv; see its OPTIONS.
 
     Raises:
         ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache; settings that
@@ -123,15 +104,16 @@ def prep(
         raise UsageError("--overwrite with --shard would delete the other shards' work; remove the cache by hand first")
     data, out = data or workspace.data(name), out or workspace.cache(name)
     reader = find("data set", name, READERS)
-    cases = _cases(reader, data, patients, candidates)
-    plans = _plans(settings, cases)
-    _check_used(settings, origin, reader, plans, data)
-    header = _header(settings, reader, plans, data, patients, candidates)
-    header["excluded_findings"] = any(case.excluded is not None for case in cases)
-    header["scans"] = len(cases)
+    kind, given = kind_of(reader), dict(options or {})
+    of_reader = given | kind.options(settings)
+    cases = _cases(reader, data, of_reader)
+    plans = kind.plans(settings, cases)
+    kind.check(settings, origin, reader, plans, data)
+    header = _header(settings, reader, plans, data, given) | kind.header(settings, reader, cases)
+    header["scans"] = sum(len(case.images) or 1 for case in cases)
     state = _state(out, settings_of(plans, header, settings.seed), header, cases, overwrite)
     chosen = cases[:limit]
-    workers = auto_jobs(PEAK_BYTES) if jobs == "auto" else jobs
+    workers = auto_jobs(kind.PEAK_BYTES) if jobs == "auto" else jobs
     i, n = shard or (1, 1)
     mine = chosen[i - 1 :: n]
     known = set() if overwrite else {record["case"] for record in (_manifest(out) or {}).get("cases", [])}
@@ -141,15 +123,15 @@ def prep(
         "there already": len(mine) - len(missing),
         "to prepare": len(missing),
         "processes": workers,
-        "gigabytes": round(_bytes(plans, missing) / 1e9, 2),
+        "gigabytes": round(kind.nbytes(settings, plans, missing) / 1e9, 2),
     }
     if state == "to be continued" and not missing:
         state = "finished, if no scan has changed"
     if dry_run:
         return Plan(verb="prep", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
     listener.say(
-        f"{figures['to prepare']} of {len(cases)} scans from {data}, {workers} processes (up to {PEAK_BYTES / 1e9:.1f} GB of "
-        f"memory each), about {figures['gigabytes']} GB to {out}"
+        f"{figures['to prepare']} of {len(cases)} scans from {data}, {workers} processes (up to "
+        f"{kind.PEAK_BYTES / 1e9:.1f} GB of memory each), about {figures['gigabytes']} GB to {out}"
     )
     notes: list[str] = reader.remarks(data, cases) if hasattr(reader, "remarks") else []
     for note in notes:
@@ -166,7 +148,7 @@ def prep(
     try:
         result = build_cache(
             chosen,
-            partial(read_prepared, READERS[name], settings.intensity, settings.spacing_mm),
+            kind.reading(settings, READERS[name]),
             plans,
             out,
             header,
@@ -174,9 +156,11 @@ def prep(
             shard=shard,
             seed=settings.seed,
             progress=progress,
-            patients={case.patient for case in cases},
+            patients={patient for case in cases for patient in case.patients},
+            parts=kind.parts(settings, reader, data),
             root=data,
             files=reader.files,
+            peak_bytes=kind.PEAK_BYTES,
         )
     finally:
         listener.end()
@@ -188,7 +172,7 @@ def prep(
         made=len(result.made),
         skipped=len(result.skipped),
         bad=len(result.bad),
-        absent_rows=_absent(reader, data, cases, candidates),
+        absent_rows=_absent(reader, data, cases, of_reader),
         cases={r["case"]: r["counts"] for r in result.manifest["cases"]},
         totals=result.manifest["totals"]["counts"],
         bad_cases=result.bad,
@@ -217,76 +201,37 @@ def require(result: PrepResult, max_bad: float) -> None:
     )
 
 
-def read_prepared(module: str, intensity: Intensity, spacing_mm: float, case: Case) -> Prepared:
-    """One case, as crops are cut from it; runs in a worker process."""
-    from importlib import import_module
-
-    return prepare(import_module(module).read(case), intensity, spacing_mm)
-
-
-def _cases(reader: ModuleType, data: Path, patients: Path | None, candidates: Path | None) -> list[Case]:
-    options = {"patients": patients, "candidates": candidates}
-    if candidates is not None and reader.NAME != "luna":
-        raise ConfigError(f"--candidates is for the luna reader, not {reader.NAME}; leave it out")
-    found: list[Case] = reader.cases(data, **{k: v for k, v in options.items() if v is not None})
+def _cases(reader: ModuleType, data: Path, options: Mapping[str, Any]) -> list[Case]:
+    """Raises:
+    ConfigError: an option that this reader does not know. DataError: there is nothing to read.
+    """
+    for name in options:
+        if name not in reader.OPTIONS:
+            raise ConfigError(f"--{name.replace('_', '-')} is not for the reader {reader.NAME}; leave it out")
+    found: list[Case] = reader.cases(data, **options)
     if not found:
         raise DataError(f"there is no scan in {data}; point --data at the folder that holds them")
     return found
 
 
-def _plans(settings: PrepSettings, cases: list[Case]) -> list[CropPlan]:
-    """Pairs always; candidates where the data set has some."""
-    return [settings.pairs, settings.candidates] if any(case.points is not None for case in cases) else [settings.pairs]
-
-
-def _check_used(
-    settings: PrepSettings, origin: dict[str, str], reader: ModuleType, plans: list[CropPlan], data: Path
-) -> None:
-    """Refuses settings that would change nothing, or make nonsense, with this data set.
-
-    Raises:
-        ConfigError: options of candidates where there are none; MR values for a data set of CT.
-    """
-    modality = settings.intensity.modality
-    if modality != reader.MODALITY and reader.NAME != "folder":
-        raise ConfigError(
-            f"{reader.NAME} is a data set of {reader.MODALITY.upper()} scans; leave --modality {modality} out"
-        )
-    typed = sorted(
-        key for key, layer in origin.items() if key.startswith("candidates.") and layer in ("flags", "--set")
-    )
-    if typed and settings.candidates not in plans:
-        option = "--negatives" if typed == ["candidates.negatives"] else typed[0]
-        raise ConfigError(f"{data} lists no candidates that {option} could apply to; leave it out")
-
-
 def _header(
-    settings: PrepSettings,
-    reader: ModuleType,
-    plans: list[CropPlan],
-    data: Path,
-    patients: Path | None,
-    candidates: Path | None,
+    settings: PrepSettings, reader: ModuleType, plans: list[CropPlan], data: Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the manifest says of the whole cache."""
+    """What the manifest says of any cache; `Kind.header` adds what differs."""
     return {
         "settings": settings.model_dump(mode="json"),
-        "dim": 3,
+        "kind": reader.KIND,
         "groups": sorted(plan.group for plan in plans),
         "recipe": settings.recipe,
-        "channels": 1,
-        "modality": settings.intensity.modality,
-        "spacing_mm": settings.spacing_mm,
-        "to_unit": [settings.intensity.store_scale, settings.intensity.store_offset],
         "reader": {
             "name": reader.NAME,
             "citation": reader.CITATION,
             "license": reader.LICENSE,
             "classes": list(reader.CLASSES),
         },
+        "classes": list(reader.CLASSES),
         "data": str(data.resolve()),
-        "patients_csv": str(patients.resolve()) if patients else None,
-        "candidates_csv": str(candidates.resolve()) if candidates else None,
+        "options": {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in options.items()},
         "pcrl": __version__,
     }
 
@@ -335,30 +280,21 @@ def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:
     Raises:
         ConfigError: a scan belongs to another patient than when the cache was made.
     """
-    was = {record["case"]: record["patient"] for record in [*old.get("cases", []), *old.get("refused", [])]}
-    moved = [case for case in cases if was.get(case.id, case.patient) != case.patient]
+    was = {record["case"]: record["patient"] for record in old.get("refused", []) if record["patient"]}
+    for record in old.get("cases", []):
+        items = record.get("items", {"id": [record["case"]], "patient": [record["patient"]]})
+        was |= dict(zip(items["id"], items["patient"], strict=True))
+    now = {owned.id: owned.patient for case in cases for owned in (case.images or (case,))}
+    moved = [name for name, patient in now.items() if was.get(name, patient) != patient]
     if moved:
         first = moved[0]
         raise ConfigError(
-            f"{len(moved)} scans of {out} belonged to other patients when it was made (the first: {first.id} to "
-            f"{was[first.id]}, now {first.patient}); give the same --patients, or choose another --out"
+            f"{len(moved)} scans of {out} belonged to other patients when it was made (the first: {first} to "
+            f"{was[first]}, now {now[first]}); give the same --patients, or choose another --out"
         )
 
 
-def _bytes(plans: list[CropPlan], cases: list[Case]) -> float:
-    total = 0.0
-    for plan in plans:
-        if isinstance(plan, CropPairs):
-            total += PAIR_BYTES * plan.pairs * len(cases)
-        elif isinstance(plan, CandidateBlocks):
-            labels = [case.points.label for case in cases if case.points is not None]
-            total += BLOCK_BYTES * sum(
-                int(label.sum()) + min(plan.negatives, int((label == 0).sum())) for label in labels
-            )
-    return total
-
-
-def _absent(reader: ModuleType, data: Path, cases: list[Case], candidates: Path | None) -> int:
+def _absent(reader: ModuleType, data: Path, cases: list[Case], options: Mapping[str, Any]) -> int:
     """Rows of tables about scans that are not there: counted, never bad cases."""
     count = getattr(reader, "absent_rows", None)
-    return sum(count(data, cases, candidates).values()) if count else 0
+    return sum(count(data, cases, **options).values()) if count else 0

@@ -56,7 +56,8 @@ class PretrainResult(Result):
     weights: Path
     report: Path
     patients: int
-    pairs: int
+    samples: int
+    """Items of an epoch: crop pairs in 3D, images in 2D."""
     parameters: int
     residency: str
     outcome: dict[str, Any]
@@ -72,9 +73,10 @@ def pretrain_settings(
     """
     method, recipe = method or picked(layers, "method", "pcrlv2"), recipe or picked(layers, "recipe", "paper")
     dim = dim or picked(layers, "dim", "3d")
-    if dim == "2d":
-        raise ConfigError("pre-training on 2D images is not in this version of pcrl; use --dim 3d with a 3D cache")
     module = find("method", method, METHODS)
+    if axes(dim) not in module.GROUPS:
+        defined = ", ".join(f"--dim {n}d" for n in module.GROUPS)
+        raise ConfigError(f"method {method} is not defined for --dim {dim}; use {defined}")
     base = recipe_values(recipe, "pretrain", method, dim)
     chosen = {"method": method, "recipe": recipe, "dim": dim}
     model = PretrainSettings[module.Config]  # type: ignore[name-defined]
@@ -107,8 +109,8 @@ def pretrain(
         ConfigError, DataError, NumericalError, MachineError, IntegrityError, Preempted: see core/errors.py.
     """
     listener, workspace = listener or Listener(), workspace or Workspace()
-    if dim == "2d" and cache is not None:
-        training.require_dim(open_cache(cache), 2)
+    if dim is not None and cache is not None:
+        training.require_dim(open_cache(cache), axes(dim))
     settings = pretrain_settings(method, recipe, dim, layers)[0]
     where = resolve_device(device)
     with training.joined(where) as world:
@@ -129,11 +131,12 @@ def _pretrain(
 ) -> PretrainResult | Plan:
     """One rank's part. What can be refused is refused before the run's folder is made."""
     listener = listener if world.talks else Listener()
-    module = find("method", settings.method, METHODS)
-    path = cache or workspace.find_cache(3, module.GROUP)
+    dim = axes(settings.dim)
+    group = find("method", settings.method, METHODS).GROUPS[dim]
+    path = cache or workspace.find_cache(dim, group)
     opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
-    training.require_dim(opened, 3)
-    training.require_group(opened, module.GROUP, f"method {settings.method}")
+    training.require_dim(opened, dim)
+    training.require_group(opened, group, f"method {settings.method}")
     _require_recipe(opened, settings)
     training.note_partial(opened, listener)
     fingerprint = training.run_fingerprint("pretrain", settings, training.manifest_digest(opened))
@@ -160,22 +163,10 @@ def _train(
     listener: Listener,
 ) -> PretrainResult:
     require_trainable(settings.train, device)
-    module = find("method", settings.method, METHODS)
     patients = training_patients(cache, settings.set_aside)
     learner = build_learner(settings, cache)
-    training.try_views(learner, cache, module.GROUP, settings.learner.arrays, cache.cases(patients=patients))
-    loader = Loader(
-        cache,
-        module.GROUP,
-        settings.learner.arrays,
-        cache.cases(patients=patients),
-        settings.train.batch,
-        settings.train.seed,
-        device,
-        cache_on,
-        rank=world.rank,
-        ranks=world.size,
-    )
+    loader = source(settings, cache, patients, device, cache_on, world)
+    training.try_views(learner, loader)
     validate = _probing(settings, learner, cache, device, loader)
     run = training.open_together(world, open_run, out)
     if world.talks:
@@ -194,7 +185,7 @@ def _train(
         listener=listener,
     )
     listener.say(
-        f"{settings.method} on {loader.items} pairs of {len(patients)} patients, {trainer.steps} steps of "
+        f"{settings.method} on {loader.items} samples of {len(patients)} patients, {trainer.steps} steps of "
         f"{loader.batch_size}, {trainer.precision} on {device.type}, cache in {loader.residency}"
     )
     heavy = device.type == "cpu" and getattr(settings.learner, "width", 0) >= 16
@@ -210,7 +201,7 @@ def _train(
         weights=run.weights_path(),
         report=run.folder / "report.html",
         patients=len(patients),
-        pairs=loader.items,
+        samples=loader.items,
         parameters=training.count_parameters(learner),
         residency=loader.residency,
         outcome=training.outcome_dict(outcome, run),
@@ -236,12 +227,44 @@ def training_patients(cache: Cache, set_aside: float) -> tuple[str, ...]:
     return left
 
 
+def source(
+    settings: PretrainSettings,
+    cache: Cache,
+    patients: Sequence[str],
+    device: torch.device,
+    cache_on: CacheOn = "auto",
+    world: World | None = None,
+) -> Loader:
+    """The items of these patients, every one once an epoch."""
+    dim, world = axes(settings.dim), world or World()
+    group, arrays = find("method", settings.method, METHODS).GROUPS[dim], settings.learner.arrays(dim)
+    cases = cache.cases(patients=patients)
+    return Loader(
+        cache,
+        group,
+        arrays,
+        cases,
+        settings.train.batch,
+        settings.train.seed,
+        device,
+        cache_on,
+        rank=world.rank,
+        ranks=world.size,
+        rows=cache.rows(group, arrays[0], cases, patients),
+    )
+
+
+def axes(dim: str) -> int:
+    """3 of `3d`."""
+    return int(dim[0])
+
+
 def build_learner(settings: PretrainSettings, cache: Cache) -> Learner:
     """The method's Learner with weights drawn from the seed, without touching the global generator."""
     module = find("method", settings.method, METHODS)
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
-        return module.LEARNER(settings.learner, cache.manifest["channels"], training.to_unit(cache))
+        return module.LEARNER(settings.learner, training.stored(cache))
 
 
 def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
@@ -295,15 +318,14 @@ def _pictures(trainer: Trainer, loader: Loader) -> dict[str, Any]:
 
 def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dict[str, Any]:
     patients = training_patients(cache, settings.set_aside)
-    pairs = int(cache.sizes("pairs", "globals", cache.cases(patients=patients)).sum())
-    per_epoch = pairs // settings.train.batch
-    if per_epoch == 0:
-        raise ConfigError(
-            f"the batch ({settings.train.batch}) is larger than an epoch ({pairs} pairs of {len(patients)} patients in "
-            f"{cache.path}); set a smaller --batch or prepare more scans"
-        )
-    steps = settings.train.steps or settings.train.epochs * per_epoch
-    figures: dict[str, Any] = {"patients": len(patients), "pairs": pairs, "steps": steps, "device": device.type}
+    loader = source(settings, cache, patients, device, "disk")  # reads nothing yet
+    steps = settings.train.steps or settings.train.epochs * loader.steps_per_epoch
+    figures: dict[str, Any] = {
+        "patients": len(patients),
+        "samples": loader.items,
+        "steps": steps,
+        "device": device.type,
+    }
     flops = _step_flops(settings, cache)
     if flops is not None:
         figures["tflop per step"] = round(flops / 1e12, 3)
@@ -313,7 +335,7 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
 
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
     """Of one step with this cache's crops; None for a method that is not PCRLv2, whose steps are not counted."""
-    if not isinstance(settings.learner, cost.Config):
+    if not isinstance(settings.learner, cost.Config) or settings.dim != "3d":
         return None
-    group = find("method", settings.method, METHODS).GROUP
+    group = find("method", settings.method, METHODS).GROUPS[3]
     return cost.step_flops(settings.learner, settings.train.batch, shapes=cost.item_shapes(cache, group))

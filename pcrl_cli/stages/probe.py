@@ -74,7 +74,7 @@ def why_not(encoder: Encoder, cache: Cache, task: str = "luna") -> str | None:
             return f"the {part} part lacks {group} of one class"
     blocks = cache.read(group, ("blocks",), cache.cases("train"), rows=np.zeros(1, np.int64)).arrays["blocks"]
     try:
-        module.TASK(encoder, module.Config(), training.to_unit(cache)).centre({"blocks": torch.from_numpy(blocks)})
+        module.TASK(encoder, module.Config(), training.stored(cache)).centre({"blocks": torch.from_numpy(blocks)})
     except ConfigError as error:
         return str(error)
     return None

@@ -11,7 +11,6 @@ from pcrl_cli.core import files
 from pcrl_cli.core.config import leaves
 from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
 from pcrl_cli.engine.run import Run, read_metrics
-from pcrl_cli.pure.froc import Froc
 from pcrl_cli.pure.metrics import roc_points
 from pcrl_cli.report import figures
 from pcrl_cli.report.html import (
@@ -27,8 +26,8 @@ from pcrl_cli.report.html import (
     Table,
     write_report,
 )
+from pcrl_cli.report.paper_numbers import TASKS as PAPER_TASKS
 from pcrl_cli.report.paper_numbers import beside
-from pcrl_cli.stages.predictions import Predictions
 from pcrl_cli.stages.results import Result
 
 if TYPE_CHECKING:
@@ -52,11 +51,11 @@ def pretrain_report(run: Run, result: "PretrainResult", pictures: dict[str, np.n
     outcome = result.outcome
     facts: dict[str, Cell] = {
         "patients": result.patients,
-        "pairs": result.pairs,
+        "samples an epoch": result.samples,
         "parameters": result.parameters,
         "steps": outcome["steps"],
         "minutes": outcome["seconds"] / 60,
-        "pairs a second": outcome["samples_per_second"],
+        "samples a second": outcome["samples_per_second"],
         "share of time waiting for data": outcome["data_wait"],
         "cache": result.residency,
     }
@@ -68,7 +67,7 @@ def pretrain_report(run: Run, result: "PretrainResult", pictures: dict[str, np.n
             [
                 Picture(
                     figures.views_figure(pictures),
-                    "Mid slices of four pairs: x, the target after flip and affine; x', the corrupted input; the "
+                    "Four samples (of volumes the mid slices): x, the target after flip and affine; x', the corrupted input; the "
                     "restorations of x1' from each scale after training; and the local views.",
                 )
             ],
@@ -84,10 +83,11 @@ def finetune_report(run: Run, result: "FinetuneResult") -> None:
         "start": result.start,
         "labelled patients": result.labelled_patients,
         "share of the training patients": result.ratio,
-        **result.candidates,
+        **result.labels,
         "kept": result.kept,
-        "best validation AUROC": result.best_validation if result.best_validation is not None else Missing(result.kept),
     }
+    best = result.best_validation
+    facts[f"best validation {result.metric}"] = Missing(result.kept) if best is None else best
     blocks: list[Block] = [Facts(facts), Notes(result.notes, "warning")]
     if result.transfer:
         blocks.append(_transfer_table(result.transfer))
@@ -99,42 +99,27 @@ def finetune_report(run: Run, result: "FinetuneResult") -> None:
     write_report(result.report, Report(f"Fine-tuning: {result.task}", str(run.folder), sections))
 
 
-def evaluation_report(result: "EvaluateResult", p: Predictions, curve: Froc | None) -> None:
-    """The numbers beside the paper's, ROC and FROC curves, scores by class."""
+def evaluation_report(result: "EvaluateResult", details: Sequence[Section], metric: str) -> None:
+    """The numbers, beside the paper's where it has some for the task, and what the task shows besides."""
     header = ["metric", "value", "95 % from", "to", "interval"]
-    rows: list[list[Cell]] = [
-        ["AUROC", *_cells(result.auroc), "DeLong, candidates as independent"],
-        ["AUROC", *_cells(result.auroc_clustered), "bootstrap over patients"],
-        ["CPM", result.froc.cpm if result.froc.cpm is not None else Missing(result.froc.reason or ""), None, None, ""],
-    ]
+    rows: list[list[Cell]] = [[name, *_cells(e), e.interval] for name, e in result.metrics.items()]
     facts: dict[str, Cell] = {
         "run": str(result.run),
         "start": result.start,
         "cache": str(result.cache),
         "part": result.split,
         "patients": result.patients,
-        "candidates": result.candidates,
-        "nodules among them": result.positives,
+        **result.counts,
     }
-    paper = beside(result.task, result.ratio, {"this run": result.auroc.value})
-    sections = [
-        Section("Result", [Table(header, rows), Notes(result.notes, "warning"), Facts(facts)]),
-        Section("Beside the paper", [Table(paper.header, paper.rows, paper.note, paper.own, digits=1)]),
-    ]
-    scores = p.probability.astype(np.float64)
-    points = roc_points(p.label, scores)
-    if points is not None:
-        roc = figures.roc_curves({"this run": (points.fpr, points.tpr, result.auroc.value)})
-        sections.append(Section("ROC curve", [Picture(roc, "Receiver operating characteristic over candidates.")]))
-    if curve is not None and curve.cpm is not None:
-        image = figures.froc_curve(curve)
-        sections.append(
-            Section("FROC curve", [Picture(image, "Sensitivity over false positives a scan, LUNA16's rule.")])
-        )
-    if len(p.label):
-        image = figures.score_histogram(p.label, scores)
-        sections.append(Section("Scores", [Picture(image, "Predicted probabilities of both classes.")]))
-    write_report(result.report, Report(f"Evaluation: {result.task}", f"{result.run}, {result.split} part", sections))
+    sections = [Section("Result", [Table(header, rows), Notes(result.notes, "warning"), Facts(facts)])]
+    if result.task in PAPER_TASKS:
+        value = result.metrics[metric].value
+        tables = [beside(result.task, result.ratio, {"this run": value}, n) for n in PAPER_TASKS[result.task]]
+        blocks = [Table(t.header, t.rows, t.note, t.own, digits=1) for t in tables]
+        sections.append(Section("Beside the paper", blocks))
+    write_report(
+        result.report, Report(f"Evaluation: {result.task}", f"{result.run}, {result.split} part", [*sections, *details])
+    )
 
 
 def training_sections(rows: Rows) -> list[Section]:
@@ -202,28 +187,18 @@ def join_reports(runs: Sequence[Path], out: Path, overwrite: bool = False) -> Re
     if not runs:
         raise ConfigError("there is no run to report on; give run folders")
     opened = [Run.load(folder) for folder in runs]
-    header = ["run", "verb", "start", "labels", "part", "AUROC", "from", "to", "CPM"]
+    header = ["run", "task", "start", "labels", "part", "metric", "value", "from", "to"]
     rows, curves = [], {}
     for run in opened:
         for path in sorted(run.folder.glob("evaluation/*/evaluation.json")):
             e = _evaluation(path)
-            a = e["auroc_clustered"]
-            rows.append(
-                [
-                    run.folder.name,
-                    "finetune",
-                    e["start"],
-                    e["ratio"],
-                    path.parent.name,
-                    a["value"],
-                    a["low"],
-                    a["high"],
-                    e["froc"]["cpm"],
-                ]
-            )
+            name, part = e["headline"], path.parent.name
+            m = e["metrics"][name]
+            limits = [m["value"], m["low"], m["high"]]
+            rows.append([run.folder.name, e["task"], e["start"], e["ratio"], part, name.replace("_", " "), *limits])
             points = _points_of(path.parent / "predictions.csv")
             if points is not None:
-                curves[f"{run.folder.name} {path.parent.name}"] = (points.fpr, points.tpr, e["auroc"]["value"])
+                curves[f"{run.folder.name} {part}"] = (points.fpr, points.tpr, m["value"])
     first: list[Block] = (
         [Table(header, rows, "Intervals: 95 %, bootstrap over patients.")]
         if rows
@@ -254,8 +229,11 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 
 def _points_of(path: Path) -> Any:
+    """ROC points of predictions of one class; None where there are others, or one class only."""
     try:
-        table = pd.read_csv(path, usecols=["label", "probability"])
+        table = pd.read_csv(path)
+        if not {"label", "probability"} <= set(table.columns):
+            return None
         label, probability = table["label"].to_numpy(np.int64), table["probability"].to_numpy(np.float64)
     except (OSError, ValueError):  # pandas' own errors are ValueErrors
         raise IntegrityError(f"{path} is missing or torn; run `pcrl evaluate` again") from None

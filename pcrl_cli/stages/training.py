@@ -1,14 +1,13 @@
 """What pre-training and fine-tuning share: settings of a run, the opened cache, weights' contracts."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -17,9 +16,10 @@ from pcrl_cli.core import files
 from pcrl_cli.core.config import Settings, dump_yaml
 from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
-from pcrl_cli.core.learner import Learner
+from pcrl_cli.core.learner import Learner, Stored
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
+from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
@@ -94,21 +94,15 @@ def require_group(cache: Cache, group: str, what: str) -> None:
 
 def domain_of(cache: Cache) -> Domain:
     """What weights that are trained on this cache have seen."""
+    keys = ("channels", "modality", "spacing_mm", "intensity", "normalisation")
+    return Domain.model_validate({key: cache.manifest[key] for key in keys})
+
+
+def stored(cache: Cache) -> Stored:
+    """What a Learner must know of a cache."""
     m = cache.manifest
-    window = m["settings"]["intensity"]
-    intensity = {"hu_min": window["hu_min"], "hu_max": window["hu_max"]} if m["modality"] == "ct" else {}
-    return Domain(
-        channels=m["channels"],
-        modality=m["modality"],
-        spacing_mm=m["spacing_mm"],
-        intensity=intensity,
-        normalisation="z-score of each view, from [0, 1]",
-    )
-
-
-def to_unit(cache: Cache) -> tuple[float, float]:
-    scale, offset = cache.manifest["to_unit"]
-    return float(scale), float(offset)
+    scale, offset = m["to_unit"]
+    return Stored(m["dim"], m["channels"], (float(scale), float(offset)), tuple(m.get("classes", ())))
 
 
 def note_partial(cache: Cache, listener: Listener) -> None:
@@ -206,18 +200,20 @@ def open_together(world: World, open_run: OpenRun, out: Path) -> Run:
     return world.first(open_run, partial(Run.load, out))
 
 
-def try_views(learner: Learner, cache: Cache, group: str, arrays: Sequence[str], cases: Sequence[str]) -> None:
-    """Makes the views of two samples, so that what cannot be cut from the cache is refused before anything is written.
+def try_views(learner: Learner, source: Source) -> None:
+    """Makes the views of a batch's first two samples, so that what cannot be cut from the cache is refused before
+    anything is written.
 
     Raises:
         ConfigError: the learner's settings do not fit the cached arrays.
     """
-    n = min(2, int(cache.sizes(group, arrays[0], cases).sum()))
-    if n == 0:
-        return
-    items = cache.read(group, arrays, cases, rows=np.arange(n)).arrays
+    batches = source.batches(0)
+    try:
+        positions, batch = next(batches)
+    finally:
+        getattr(batches, "close", lambda: None)()  # ends a thread that reads ahead
     with torch.no_grad():
-        learner.views({name: torch.from_numpy(a) for name, a in items.items()}, Rng.at(0, 0, torch.arange(n)))
+        learner.views({name: array[:2] for name, array in batch.items()}, Rng.at(0, 0, positions[:2]))
 
 
 def state_of(out: Path, fingerprint: str) -> str:

@@ -1,4 +1,4 @@
-"""Downstream Learners that also predict, one file each: Config, CROP_PLAN, GROUP, ARRAYS, METRIC and the Task itself."""
+"""Downstream Learners that also predict, one file each: DIM, Config, CROP_PLAN, GROUP, ARRAYS, METRIC and the TASK itself."""
 
 TASKS: dict[str, str] = {"luna": "pcrl_cli.tasks.luna"}
 """Name -> module, imported on use."""

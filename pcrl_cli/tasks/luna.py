@@ -11,12 +11,13 @@ from torch import Tensor
 from pcrl_cli.augment.intensity import z_normalise
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.errors import ConfigError
-from pcrl_cli.core.learner import Batch, Views
+from pcrl_cli.core.learner import Batch, Stored, Views
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.pure.crops import CandidateBlocks
 from pcrl_cli.tasks.base import Classification
 
+DIM = 3
 GROUP = "candidates"
 ARRAYS = ("blocks", "label")
 CROP_PLAN = CandidateBlocks
@@ -33,9 +34,9 @@ class Config(Settings):
 class Luna(Classification):
     """Batch: `blocks` (b, 1, n, n, n) as stored, the candidate in the middle voxel; `label` (b,)."""
 
-    def __init__(self, encoder: Encoder, config: Config, to_unit: tuple[float, float]) -> None:
+    def __init__(self, encoder: Encoder, config: Config, stored: Stored) -> None:
         super().__init__(encoder, outputs=1)
-        self.config, self.to_unit = config, to_unit
+        self.config, self.stored = config, stored
 
     def views(self, batch: Batch, rng: Rng) -> Views:
         """A random side^3 of every block, turned by one of the cube's 48 symmetries (flips, rotations of 90 degrees)."""
@@ -60,7 +61,7 @@ class Luna(Classification):
 
     def _input(self, stored: Tensor) -> Tensor:
         """HU window -> [0, 1] -> z-normalised, as in pre-training."""
-        scale, offset = self.to_unit
+        scale, offset = self.stored.to_unit
         return z_normalise(stored.float() * scale + offset)
 
 

@@ -104,7 +104,7 @@ def test_tables_fit_80_columns(pcrl, chain, tmp_path, name):
 def test_progress_goes_to_stderr(pcrl, chain, tmp_path):
     done = pcrl("pretrain", chain.cache, *PRETRAIN, "--out", tmp_path / "run", "--steps", "1", "--set", "train.seed=3")
     assert done.code == 0, done.err
-    assert "pcrlv2 on 8 pairs of 2 patients, 1 steps of 4" in done.err
+    assert "pcrlv2 on 8 samples of 2 patients, 1 steps of 4" in done.err
     assert "1 steps of 4" not in done.out
 
 

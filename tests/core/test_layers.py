@@ -19,6 +19,7 @@ from pcrl_cli.core.config import (
 )
 from pcrl_cli.core.errors import ConfigError, UsageError
 from pcrl_cli.stages.finetune import finetune_settings
+from pcrl_cli.stages.kinds import KINDS
 from pcrl_cli.stages.prep import prep_settings
 from pcrl_cli.stages.pretrain import pretrain_settings
 
@@ -171,7 +172,7 @@ def test_an_empty_config_file_changes_nothing(tmp_path):
 @pytest.mark.parametrize("verb", VERBS)
 def test_both_recipes_are_valid_and_every_key_of_theirs_arrives(verb, name):
     settings, origin = VERBS[verb](name)
-    paths = {"prep": ("prep",), "pretrain": ("pretrain", "pcrlv2", "3d"), "finetune": ("finetune", "luna")}
+    paths = {"prep": ("prep", "crops"), "pretrain": ("pretrain", "pcrlv2", "3d"), "finetune": ("finetune", "luna")}
     values = recipe(name, *paths[verb])
     assert values, "the recipe says nothing about this verb"
     dumped = dict(leaves(settings.model_dump()))
@@ -185,6 +186,7 @@ def test_both_recipes_are_valid_and_every_key_of_theirs_arrives(verb, name):
 def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     tree = recipe(name)
     assert tree.keys() == {"prep", "pretrain", "finetune"}
+    assert tree["prep"].keys() <= KINDS.keys()
     assert tree["pretrain"].keys() == {"pcrlv2"}
     assert tree["pretrain"]["pcrlv2"].keys() == {"3d"}
     assert tree["finetune"].keys() == {"luna"}

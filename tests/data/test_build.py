@@ -16,8 +16,9 @@ from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, Machine
 from pcrl_cli.core.files import temporary
 from pcrl_cli.core.plan import Prepared
 from pcrl_cli.data import build as module
-from pcrl_cli.data.build import auto_jobs, build, case_rng, scan_id
+from pcrl_cli.data.build import auto_jobs, build, case_rng
 from pcrl_cli.data.cache import open_cache, shard_path
+from pcrl_cli.data.volume import scan_id
 from pcrl_cli.pure.crops import CandidateBlocks, CropPairs
 
 PAIRS = CropPairs(
@@ -50,7 +51,8 @@ def read(case: Case) -> Prepared:
         time.sleep(60)
     shape = (24, 24, 4) if word == "small" else (24, 24, 16)
     values = np.random.default_rng(int(word) if word.isdigit() else 0).normal(size=shape)
-    return Prepared((values * 100).astype(np.float32), np.ones(3), np.zeros(3), np.eye(3), -150.0, -1000.0)
+    values = (values * 100).astype(np.float32)
+    return Prepared(values, np.ones(3), np.zeros(3), np.eye(3), -150.0, -1000.0, (scan_id(values),))
 
 
 def make_cases(folder: Path, words: list[str]) -> list[Case]:
@@ -169,7 +171,7 @@ def test_a_change_of_any_file_that_the_reader_names_makes_the_case_again(tmp_pat
 def test_a_scan_has_one_id_under_every_name_and_patient(tmp_path):
     cases = make_cases(tmp_path / "raw", ["1", "1", "2"])
     run(cases, tmp_path / "out")
-    ids = [record["scan_id"] for record in open_cache(tmp_path / "out").manifest["cases"]]
+    ids = [record["scan_ids"][0] for record in open_cache(tmp_path / "out").manifest["cases"]]
     assert ids[0] == ids[1] != ids[2]
     assert all(len(i) == 20 and int(i, 16) >= 0 for i in ids)
 
@@ -193,7 +195,7 @@ def test_a_record_of_before_there_were_ids_is_made_again(tmp_path):
     run(cases, tmp_path / "out")
     path = tmp_path / "out" / "shards" / "scan0.json"
     record = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({key: value for key, value in record.items() if key != "scan_id"}))
+    path.write_text(json.dumps({key: value for key, value in record.items() if key != "scan_ids"}))
     assert run(cases, tmp_path / "out").made == ["scan0"]
     assert json.loads(path.read_text("utf-8")) == record
 

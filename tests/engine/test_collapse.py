@@ -6,7 +6,7 @@ from siamese import Siamese
 from toys import CPU, Noise, Source, Toy, new_run, rows, stop_at, trainer
 
 from pcrl_cli.core.errors import NumericalError
-from pcrl_cli.core.learner import Watched
+from pcrl_cli.core.learner import Stored, Watched
 from pcrl_cli.engine.collapse import CHECKS, CollapseWatch, measure, thresholds
 from pcrl_cli.engine.trainer import TrainConfig, Trainer
 
@@ -168,7 +168,7 @@ def pcrlv2(folder, stop_gradient, steps, lr=0.05, batch=4):
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        learner = PCRLv2(config, 1, (1 / 2000, 0.5))
+        learner = PCRLv2(config, Stored(3, 1, (1 / 2000, 0.5)))
 
     class Blobs(Source):
         def batches(self, step):

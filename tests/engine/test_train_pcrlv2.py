@@ -8,6 +8,7 @@ import torch
 from toys import CPU, Source, digests, everything, losses, new_run, rows, same
 
 from pcrl_cli.core.errors import ConfigError, NumericalError, Preempted
+from pcrl_cli.core.learner import Stored
 from pcrl_cli.engine.trainer import TrainConfig, Trainer
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2
 
@@ -31,7 +32,7 @@ class Crops(Source):
 def train(folder, hook=None, nan_at=None, precision="auto"):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        learner = PCRLv2(Config(width=2, poolings=2, augment={"swap_count": 4}), 1, (1 / 2000, 0.5))
+        learner = PCRLv2(Config(width=2, poolings=2, augment={"swap_count": 4}), Stored(3, 1, (1 / 2000, 0.5)))
     source = Crops(3, 4, hook)
     source.nan_at = nan_at
     config = TrainConfig(epochs=2, batch=4, lr=0.01, check_every=2, precision=precision)

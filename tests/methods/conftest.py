@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pcrl_cli.core.learner import Stored
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2
 
@@ -15,7 +16,7 @@ def make():
 
     def make_(seed=0, channels=1, **options):
         torch.manual_seed(seed)
-        return PCRLv2(Config(**({"width": 2, "poolings": 4} | options)), channels, TO_UNIT)
+        return PCRLv2(Config(**({"width": 2, "poolings": 4} | options)), Stored(3, channels, TO_UNIT))
 
     return make_
 

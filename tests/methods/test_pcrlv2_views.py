@@ -51,7 +51,7 @@ def test_the_crop_option_chooses_the_cached_locals(make, batch, rng):
     none = make(crop="none").views({"globals": batch["globals"]}, rng())
     assert "l" not in none
     assert none["scales"].local == ()
-    arrays = [Config(crop=c).arrays for c in ("sub", "multi", "none")]
+    arrays = [Config(crop=c).arrays(3) for c in ("sub", "multi", "none")]
     assert arrays == [("globals", "locals_sub"), ("globals", "locals_multi"), ("globals",)]
 
 

@@ -33,7 +33,7 @@ from pcrl_cli.pure.crops import (
 from pcrl_cli.pure.resize import resize
 
 CASE = Case("case", "patient", Path("case"))
-RELEASED = CropPairs(**recipe("released", "prep", "pairs"))
+RELEASED = CropPairs(**recipe("released", "prep", "crops", "pairs"))
 SMALL = {
     "pairs": 3,
     "global_sizes": ((12, 12, 6), (16, 16, 12)),

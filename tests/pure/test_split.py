@@ -80,3 +80,22 @@ def test_an_impossible_ratio_is_a_configuration_error(ratio):
 def test_another_seed_over_an_existing_split_is_refused():
     with pytest.raises(ConfigError, match="seed 0 already"):
         split(names(4), 1, split(names(3), 0))
+
+
+def test_the_data_sets_own_lists_decide_and_a_tenth_of_the_training_list_validates():
+    names = [f"p{i:02d}" for i in range(40)]
+    given = {name: "test" if i % 4 == 0 else "train" for i, name in enumerate(names)}
+    found = split(names, 0, given=given)
+    assert set(found.test) == {name for name, part in given.items() if part == "test"}
+    assert len(found.val) == 3
+    assert {given[name] for name in found.val} == {"train"}
+    assert split([*names, "new"], 0, found, given).val[:3] == found.val[:3]
+
+
+def test_a_patient_that_sits_elsewhere_than_the_lists_say_is_refused():
+    made = split(["a", "b", "c", "d"], 0)
+    other = "test" if "a" in made.train else "train"
+    if "a" in made.val:
+        other = "test"
+    with pytest.raises(ConfigError, match=r"1 patients \(the first: a\) are in another part"):
+        split(["a"], 0, made, {"a": other})

@@ -8,7 +8,7 @@ from pcrl_cli.stages.demo import demo
 
 
 def make(raw, patients=2, seed=0) -> None:
-    module._make_phantoms(raw, patients, seed, Listener())
+    module._make_phantoms(chest, raw, patients, seed, Listener())
 
 
 def stamps(raw) -> dict[str, int]:

@@ -21,7 +21,7 @@ from pcrl_cli.stages.workspace import Workspace
 @pytest.fixture(scope="module")
 def complete(chain) -> EvaluateResult:
     """The test part with every candidate of its scans."""
-    return evaluate(chain.tuned.run, workspace=chain.workspace, all_candidates=True)
+    return evaluate(chain.tuned.run, workspace=chain.workspace, options={"all_candidates": True})
 
 
 def predictions(result: EvaluateResult) -> pd.DataFrame:
@@ -47,9 +47,11 @@ def test_every_cached_candidate_has_one_row(chain):
 def test_the_auroc_is_what_scikit_learn_gets_from_the_table(chain, complete, which):
     result = chain.evaluated if which == "cached" else complete
     table = predictions(result)
-    assert result.auroc.value == pytest.approx(roc_auc_score(table["label"], table["probability"]), abs=1e-12)
-    assert result.positives == table["label"].sum()
-    assert result.candidates == len(table)
+    assert result.metrics["auroc"].value == pytest.approx(
+        roc_auc_score(table["label"], table["probability"]), abs=1e-12
+    )
+    assert result.counts["nodules among them"] == table["label"].sum()
+    assert result.counts["candidates"] == len(table)
 
 
 def test_the_written_evaluation_is_the_result(chain):
@@ -59,13 +61,13 @@ def test_the_written_evaluation_is_the_result(chain):
 
 
 def test_the_froc_needs_all_candidates_and_says_so(chain, complete):
-    assert chain.evaluated.froc.cpm is None
-    assert "use --all-candidates" in chain.evaluated.froc.reason
-    assert 0 <= complete.froc.cpm <= 1
-    assert complete.froc.reason is None
-    assert list(complete.froc.sensitivity_at) == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
+    assert chain.evaluated.metrics["cpm"].value is None
+    assert "use --all-candidates" in chain.evaluated.metrics["cpm"].reason
+    assert 0 <= complete.metrics["cpm"].value <= 1
+    assert complete.metrics["cpm"].reason is None
+    assert list(complete.details["sensitivity_at"]) == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
     annotated = pd.read_csv(chain.raw / "annotations.csv")
-    assert complete.froc.nodules == annotated["seriesuid"].isin(predictions(complete)["case"]).sum()
+    assert complete.counts["annotated nodules"] == annotated["seriesuid"].isin(predictions(complete)["case"]).sum()
 
 
 def test_all_candidates_agree_with_the_cached_and_add_the_rest(chain, complete):
@@ -82,7 +84,7 @@ def test_all_candidates_need_the_raw_scans(chain, tmp_path):
     for path in (tmp_path / "raw/subset0").glob(f"{open_cache(tmp_path / 'c').cases('test')[0]}.*"):
         path.unlink()
     with pytest.raises(DataError, match=r"needs the raw scans, and .* lacks 1 of 1"):
-        evaluate(chain.tuned.run, tmp_path / "c", all_candidates=True, workspace=chain.workspace)
+        evaluate(chain.tuned.run, tmp_path / "c", options={"all_candidates": True}, workspace=chain.workspace)
 
 
 # ---------------------------------------------------------------------------------------------------- other caches
@@ -104,8 +106,10 @@ def test_another_cache_is_an_external_test_on_all_its_patients(chain, elsewhere)
     assert result.evaluation.parent.name == "all-other"
     assert result.patients == 3
     assert [note.split(":")[0] for note in result.notes] == ["3 patients", FROC_NOTE]
-    assert 0 <= result.froc.cpm <= 1  # all of its candidates are cached
-    assert result.auroc_clustered.low <= result.auroc.value <= result.auroc_clustered.high
+    assert 0 <= result.metrics["cpm"].value <= 1  # all of its candidates are cached
+    assert (
+        result.metrics["auroc_clustered"].low <= result.metrics["auroc"].value <= result.metrics["auroc_clustered"].high
+    )
 
 
 def test_an_external_cache_with_patients_that_were_seen_is_refused(chain, tmp_path):
@@ -133,7 +137,7 @@ def test_the_training_part_is_scored_with_a_note(chain, heard):
 def test_a_copied_cache_is_the_same_cache(chain, tmp_path):
     shutil.copytree(chain.cache, tmp_path / "luna")
     moved = evaluate(chain.tuned.run, tmp_path / "luna", workspace=chain.workspace)
-    assert moved.auroc == chain.evaluated.auroc
+    assert moved.metrics == chain.evaluated.metrics
 
 
 def test_a_cache_that_is_gone_is_named(chain, tmp_path):
@@ -152,9 +156,11 @@ def test_a_part_of_one_class_gives_null_and_the_reason(chain, tmp_path):
     table.write_text("\n".join([header, *(row for row in rows if row.endswith(",0"))]) + "\n")
     prep("luna", data=tmp_path / "raw", out=tmp_path / "c", layers=prep_layers(1, negatives=99), jobs=1)
     result = evaluate(chain.tuned.run, tmp_path / "c", workspace=chain.workspace)
-    assert result.auroc.value is None
-    assert "class" in result.auroc.reason
-    assert "null" in result.report.read_text("utf-8") or result.auroc.reason in result.report.read_text("utf-8")
+    assert result.metrics["auroc"].value is None
+    assert "class" in result.metrics["auroc"].reason
+    assert "null" in result.report.read_text("utf-8") or result.metrics["auroc"].reason in result.report.read_text(
+        "utf-8"
+    )
     with pytest.raises(ThresholdError, match=r"auroc is null \(.*\), so --fail-under auroc=0.1 is not met"):
         require(result, {"auroc": 0.1})
 
@@ -163,21 +169,21 @@ def test_a_part_without_scans_gives_null_and_the_reason(chain, tmp_path):
     chest.make(tmp_path / "raw", 2, seed=9)  # two patients: none validates
     prep("luna", data=tmp_path / "raw", out=tmp_path / "c", layers=prep_layers(1), jobs=1)
     result = evaluate(chain.tuned.run, tmp_path / "c", split="val", workspace=chain.workspace)
-    assert (result.auroc.value, result.candidates, result.froc.cpm) == (None, 0, None)
-    assert result.auroc.reason
+    assert (result.metrics["auroc"].value, result.counts["candidates"], result.metrics["cpm"].value) == (None, 0, None)
+    assert result.metrics["auroc"].reason
 
 
 # ----------------------------------------------------------------------------------------------------- thresholds
 
 
 def test_thresholds_are_held(chain):
-    value = chain.evaluated.auroc.value
+    value = chain.evaluated.metrics["auroc"].value
     require(chain.evaluated, {"auroc": value})
     with pytest.raises(ThresholdError, match=r"auroc is .*, under"):
         require(chain.evaluated, {"auroc": math.nextafter(value, 2)})
     with pytest.raises(ThresholdError, match="cpm is null"):
         require(chain.evaluated, {"cpm": 0.0})
-    with pytest.raises(UsageError, match="is auroc or cpm, and a number from 0 to 1, not dice"):
+    with pytest.raises(UsageError, match="--fail-under dice: the metrics of this task are auroc, auroc_clustered, cpm"):
         require(chain.evaluated, {"dice": 0.5})
 
 

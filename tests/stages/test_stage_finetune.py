@@ -84,7 +84,7 @@ def test_scratch_and_pretrained_differ_in_their_start_alone(chain):
     a, b = scratch["settings"], tuned["settings"]
     assert {key for key in a if a[key] != b[key]} == {"width", "weights"}  # the weights bring their width
     assert scratch["architecture"] == tuned["architecture"]
-    assert chain.scratch.candidates == chain.tuned.candidates
+    assert chain.scratch.labels == chain.tuned.labels
     assert chain.scratch.start == "scratch"
     assert chain.tuned.start == str(chain.pretrained.weights)
     assert chain.scratch.transfer is None

@@ -7,12 +7,13 @@ from chain import finetune_layers, prep_layers, pretrain_layers, settings
 
 from pcrl_cli.core.config import file_layer
 from pcrl_cli.core.errors import ConfigError, UsageError
-from pcrl_cli.stages.evaluate import check_thresholds, evaluate
+from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.export import export
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain
 from pcrl_cli.stages.report import join_reports
+from pcrl_cli.stages.workflows import candidates
 from pcrl_cli.stages.workspace import Workspace
 
 
@@ -33,11 +34,11 @@ def test_froc_is_null_when_scans_of_the_part_were_refused(chain, tmp_path, monke
     original = (chain.cache / "manifest.json").read_bytes()
     try:
         (chain.cache / "manifest.json").write_text(json.dumps(manifest))
-        result = evaluate(chain.tuned.run, workspace=chain.workspace, all_candidates=True)
+        result = evaluate(chain.tuned.run, workspace=chain.workspace, options={"all_candidates": True})
     finally:
         (chain.cache / "manifest.json").write_bytes(original)
-    assert result.froc.cpm is None
-    assert "could not be prepared" in result.froc.reason
+    assert result.metrics["cpm"].value is None
+    assert "could not be prepared" in result.metrics["cpm"].reason
 
 
 def test_the_part_that_chose_the_epoch_is_scored_with_a_note(chain):
@@ -87,10 +88,12 @@ def test_a_report_replaces_reports_only(chain, tmp_path):
         join_reports([chain.tuned.run], tmp_path / "r.html")
 
 
-@pytest.mark.parametrize("bad", [{"aurok": 0.5}, {"auroc": 2.0}])
-def test_a_threshold_is_judged_before_the_work(bad):
-    with pytest.raises(UsageError, match="--fail-under is auroc or cpm"):
-        check_thresholds(bad)
+def test_a_threshold_is_judged_before_the_work(chain, monkeypatch):
+    monkeypatch.setattr(candidates, "score", lambda *_: pytest.fail("it worked before it judged"))
+    with pytest.raises(
+        UsageError, match="--fail-under aurok: the metrics of this task are auroc, auroc_clustered, cpm"
+    ):
+        evaluate(chain.tuned.run, workspace=chain.workspace, fail_under={"aurok": 0.5})
 
 
 def test_a_misspelt_inner_key_names_the_inner_key(chain):

@@ -172,8 +172,15 @@ def test_a_scan_is_recognised_through_another_reader_and_another_patient(tmp_pat
     write_scan(tmp_path / "other/first.nii.gz", seed=5)
     (tmp_path / "p.csv").write_text("case,patient\nfirst,Z\n")
     prep("luna", data=tmp_path / "raw", out=tmp_path / "a", layers=ONE, jobs=1)
-    prep("folder", data=tmp_path / "other", out=tmp_path / "b", layers=ONE, jobs=1, patients=tmp_path / "p.csv")
-    a, b = ({r["patient"]: r["scan_id"] for r in open_cache(tmp_path / name).manifest["cases"]} for name in "ab")
+    prep(
+        "folder",
+        data=tmp_path / "other",
+        out=tmp_path / "b",
+        layers=ONE,
+        jobs=1,
+        options={"patients": tmp_path / "p.csv"},
+    )
+    a, b = ({r["patient"]: r["scan_ids"] for r in open_cache(tmp_path / name).manifest["cases"]} for name in "ab")
     assert a["1.2.3"] == b["Z"] != a["1.2.4"]
 
 
@@ -279,8 +286,8 @@ def test_an_mr_scan_is_stored_in_its_own_range(tmp_path):
 
 def test_candidates_are_refused_for_readers_without_them(tmp_path):
     write_scan(tmp_path / "raw/a.mhd")
-    with pytest.raises(ConfigError, match="for the luna reader"):
-        prep("folder", data=tmp_path / "raw", out=tmp_path / "c", candidates=tmp_path / "c.csv")
+    with pytest.raises(ConfigError, match="not for the reader folder"):
+        prep("folder", data=tmp_path / "raw", out=tmp_path / "c", options={"candidates": tmp_path / "c.csv"})
     assert not (tmp_path / "c").exists()
 
 
@@ -304,12 +311,12 @@ def test_forgetting_the_patients_table_is_refused_since_patients_would_change_pa
         write_scan(tmp_path / f"raw/{name}.mhd", seed=i)
     (tmp_path / "p.csv").write_text("path,patient\na.mhd,P\nb.mhd,P\nc.mhd,Q\n")
     again = {"data": tmp_path / "raw", "out": tmp_path / "c", "layers": ONE, "jobs": 1}
-    prep("folder", patients=tmp_path / "p.csv", **again)
+    prep("folder", options={"patients": tmp_path / "p.csv"}, **again)
     before = (tmp_path / "c/split.json").read_bytes()
     with pytest.raises(ConfigError, match=r"3 scans of .* belonged to other patients.*give the same --patients"):
         prep("folder", **again)
     assert (tmp_path / "c/split.json").read_bytes() == before
-    assert prep("folder", patients=tmp_path / "p.csv", **again).skipped == 3
+    assert prep("folder", options={"patients": tmp_path / "p.csv"}, **again).skipped == 3
 
 
 def test_the_plan_of_a_finished_cache_is_that_nothing_is_to_do(tmp_path):

@@ -124,7 +124,7 @@ def test_both_probes_score_the_test_part(chain):
     assert 0 <= result.knn_auroc <= 1
     assert 0 <= result.linear_auroc <= 1
     assert result.train == cache.sizes("candidates", "label", cache.cases("train")).sum()
-    assert result.tested == chain.evaluated.candidates
+    assert result.tested == chain.evaluated.counts["candidates"]
     assert result.reason is None
 
 

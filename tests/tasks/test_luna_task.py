@@ -7,7 +7,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from pcrl_cli.core.errors import ConfigError
-from pcrl_cli.core.learner import Progress
+from pcrl_cli.core.learner import Progress, Stored
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.tasks.luna import Config, Luna, epoch_order, rotated_crop
@@ -21,7 +21,7 @@ def streams(n, name="crop"):
 
 def task(side=8):
     torch.manual_seed(0)
-    return Luna(UNet3dEncoder(1, 2, 2), Config(side=side), TO_UNIT)
+    return Luna(UNet3dEncoder(1, 2, 2), Config(side=side), Stored(3, 1, TO_UNIT))
 
 
 def numbered(n, b=1, c=1):

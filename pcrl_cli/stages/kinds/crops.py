@@ -1,0 +1,97 @@
+"""3D scans to crop pairs, and to blocks round candidates where the data set has some (LUNA16, one's own scans)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field
+
+from pcrl_cli.core.case import Case
+from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.plan import CropPlan, Prepared, Scan
+from pcrl_cli.data.volume import Intensity, prepare
+from pcrl_cli.pure.crops import CandidateBlocks, CropPairs
+from pcrl_cli.pure.split import Part
+from pcrl_cli.stages.kinds import PrepSettings
+
+UNIT = "scans"
+PEAK_BYTES = 2_500_000_000
+"""A case of 512 x 512 x 700 voxels at its peak: as read, as float32, resampled to 1 mm."""
+PAIR_BYTES, BLOCK_BYTES = 623_000, 2 * 64**3
+
+
+class CropSettings(PrepSettings):
+    spacing_mm: float = Field(1.0, gt=0)
+    intensity: Intensity = Intensity()
+    pairs: CropPairs = CropPairs()
+    candidates: CandidateBlocks = CandidateBlocks()
+
+
+SETTINGS = CropSettings
+
+
+def options(settings: CropSettings) -> dict[str, Any]:
+    return {}
+
+
+def plans(settings: CropSettings, cases: Sequence[Case]) -> list[CropPlan]:
+    """Pairs always; candidates where the data set has some."""
+    return [settings.pairs, settings.candidates] if any(case.points is not None for case in cases) else [settings.pairs]
+
+
+def check(
+    settings: CropSettings, origin: Mapping[str, str], reader: ModuleType, plans: Sequence[CropPlan], data: Path
+) -> None:
+    """Raises:
+    ConfigError: options of candidates where there are none; MR values for a data set of CT.
+    """
+    modality = settings.intensity.modality
+    if modality != reader.MODALITY and reader.NAME != "folder":
+        raise ConfigError(
+            f"{reader.NAME} is a data set of {reader.MODALITY.upper()} scans; leave --modality {modality} out"
+        )
+    typed = sorted(
+        key for key, layer in origin.items() if key.startswith("candidates.") and layer in ("flags", "--set")
+    )
+    if typed and settings.candidates not in plans:
+        option = "--negatives" if typed == ["candidates.negatives"] else typed[0]
+        raise ConfigError(f"{data} lists no candidates that {option} could apply to; leave it out")
+
+
+def header(settings: CropSettings, reader: ModuleType, cases: Sequence[Case]) -> dict[str, Any]:
+    window = settings.intensity
+    return {
+        "dim": 3,
+        "channels": 1,
+        "modality": window.modality,
+        "spacing_mm": settings.spacing_mm,
+        "to_unit": [window.store_scale, window.store_offset],
+        "intensity": {"hu_min": window.hu_min, "hu_max": window.hu_max} if window.modality == "ct" else {},
+        "normalisation": "z-score of each view, from [0, 1]",
+        "excluded_findings": any(case.excluded is not None for case in cases),
+    }
+
+
+def reading(settings: CropSettings, module: str) -> Callable[[Case], Scan]:
+    return partial(read_prepared, module, settings.intensity, settings.spacing_mm)
+
+
+def parts(settings: CropSettings, reader: ModuleType, data: Path) -> Mapping[str, Part] | None:
+    return None
+
+
+def nbytes(settings: CropSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
+    total = float(PAIR_BYTES * settings.pairs.pairs * len(cases))
+    if settings.candidates in plans:
+        labels = [case.points.label for case in cases if case.points is not None]
+        sample = settings.candidates.negatives
+        total += BLOCK_BYTES * sum(int(label.sum()) + min(sample, int((label == 0).sum())) for label in labels)
+    return total
+
+
+def read_prepared(module: str, intensity: Intensity, spacing_mm: float, case: Case) -> Prepared:
+    """One case, as crops are cut from it; runs in a worker process."""
+    return prepare(import_module(module).read(case), intensity, spacing_mm)
