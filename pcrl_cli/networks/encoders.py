@@ -3,6 +3,7 @@
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.networks.encoder import Encoder
+from pcrl_cli.networks.resnet2d import ResNet18Encoder
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 
 
@@ -14,7 +15,9 @@ def build_encoder(architecture: Architecture, channels: int) -> Encoder:
     """
     if architecture.encoder == "unet3d" and architecture.norm == "batch":
         return UNet3dEncoder(channels, architecture.width, architecture.poolings)
+    if architecture.encoder == "resnet18" and architecture.norm == "batch" and architecture.poolings == 5:
+        return ResNet18Encoder(channels, architecture.width)
     raise ConfigError(
-        f"the weights are of an encoder {architecture.encoder!r} with {architecture.norm} norm, which this version of "
-        "pcrl does not know; known: unet3d with batch norm"
+        f"the weights are of an encoder {architecture.encoder!r} with {architecture.norm} norm and {architecture.poolings} "
+        "poolings, which this version of pcrl does not know; known: unet3d and resnet18 (5 poolings) with batch norm"
     )
