@@ -76,6 +76,6 @@ def two_views(
     return x.unflatten(0, (-1, 2)), g.unflatten(0, (-1, 2))
 
 
-def slices(x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n 1 h w"]:
-    """The first channel, of a volume its middle slice: what the report shows."""
-    return x[:, :1] if x.dim() == 4 else x[:, :1, :, :, x.shape[-1] // 2]
+def slices(x: Float[Tensor, "n c *space"]) -> Float[Tensor, "n 1 _ _"]:
+    """The first channel with x to the right, of a volume its middle slice: what the report shows."""
+    return x[:, :1].transpose(2, 3) if x.dim() == 4 else x[:, :1, :, :, x.shape[-1] // 2]

@@ -71,7 +71,9 @@ class Contrast(nn.Module):
 
     def logits(self, q: Float[Tensor, "b d"], k: Float[Tensor, "b d"]) -> Float[Tensor, "b n"]:
         """Of the positive key (first) and of the queue's keys."""
-        return similarities(q, k, self.queue.keys.clone(), self.temperature)  # the queue moves on before a late backward
+        return similarities(
+            q, k, self.queue.keys.clone(), self.temperature
+        )  # the queue moves on before a late backward
 
     def forward(self, logits: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
         if self.samples is None:

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcrl_cli.core.learner import Progress, Stored, Views
+from pcrl_cli.core.learner import Learner, Progress, Stored, Views
 from pcrl_cli.core.rng import Stream
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
+from pcrl_cli.networks.encoder import Encoder
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Cached arrays by name: views, channels, x, y, z of one item."""
@@ -55,6 +56,24 @@ def _views(batch: int, config: Config, shapes: Shapes) -> Views:
     if config.crop != "none":
         views["l"] = torch.zeros(batch, *shapes[f"locals_{config.crop}"])
     return views
+
+
+@torch.no_grad()
+def encoder_passes(learner: Learner, views: Views) -> tuple[int, int]:
+    """How often a step's losses, of all players, call an encoder, and how many voxels enter there."""
+    seen: list[int] = []
+
+    def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].numel())
+
+    hooks = [m.register_forward_pre_hook(note) for m in learner.modules() if isinstance(m, Encoder)]
+    try:
+        for player in learner.players():
+            learner.losses(views, Progress(0, 1), player)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return len(seen), sum(seen)
 
 
 def machine_rate(device: torch.device) -> float:

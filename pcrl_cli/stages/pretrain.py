@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from pcrl_cli.core.config import Layer, Settings, build, picked
+from pcrl_cli.core.config import preset as preset_values
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Learner
@@ -38,6 +39,9 @@ class PretrainSettings(Settings, Generic[MethodConfig]):
 
     method: str
     recipe: str
+    preset: Literal["matched", "native"] | None = Field(
+        None, description="whose training: section 4.3's for all, or the method's own; none: PCRLv2's, its recipe"
+    )
     dim: Literal["2d", "3d"]
     learner: MethodConfig
     train: TrainConfig
@@ -59,12 +63,20 @@ class PretrainResult(Result):
     samples: int
     """Items of an epoch: crop pairs in 3D, images in 2D."""
     parameters: int
+    passes: int
+    """Of encoders a step, over all networks: views of one size that pass together count once."""
+    voxels: int
+    """That enter encoders in a step of this rank."""
     residency: str
     outcome: dict[str, Any]
 
 
 def pretrain_settings(
-    method: str | None = None, recipe: str | None = None, dim: str | None = None, layers: Sequence[Layer] = ()
+    method: str | None = None,
+    recipe: str | None = None,
+    dim: str | None = None,
+    layers: Sequence[Layer] = (),
+    preset: str | None = None,
 ) -> tuple[PretrainSettings, dict[str, str]]:
     """The resolved settings of `pcrl pretrain`, and where each value comes from.
 
@@ -77,10 +89,11 @@ def pretrain_settings(
     if axes(dim) not in module.GROUPS:
         defined = ", ".join(f"--dim {n}d" for n in module.GROUPS)
         raise ConfigError(f"method {method} is not defined for --dim {dim}; use {defined}")
-    base = recipe_values(recipe, "pretrain", method, dim)
-    chosen = {"method": method, "recipe": recipe, "dim": dim}
+    preset = preset or picked(layers, "preset", None) or "matched"
+    own, base = preset_values(preset, method, dim), recipe_values(recipe, "pretrain", method, dim)
+    chosen = {"method": method, "recipe": recipe, "dim": dim, "preset": preset if own else None}
     model = PretrainSettings[module.Config]  # type: ignore[name-defined]
-    return build(model, [(f"recipe {recipe}", base), *layers, ("choice", chosen)])
+    return build(model, [(f"preset {preset}", own), (f"recipe {recipe}", base), *layers, ("choice", chosen)])
 
 
 def pretrain(
@@ -89,6 +102,7 @@ def pretrain(
     dim: Literal["2d", "3d"] | None = None,
     method: str | None = None,
     recipe: str | None = None,
+    preset: str | None = None,
     layers: Sequence[Layer] = (),
     out: Path | None = None,
     workspace: Workspace | None = None,
@@ -111,7 +125,7 @@ def pretrain(
     listener, workspace = listener or Listener(), workspace or Workspace()
     if dim is not None and cache is not None:
         training.require_dim(open_cache(cache), axes(dim))
-    settings = pretrain_settings(method, recipe, dim, layers)[0]
+    settings = pretrain_settings(method, recipe, dim, layers, preset)[0]
     where = resolve_device(device)
     with training.joined(where) as world:
         return _pretrain(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
@@ -138,6 +152,7 @@ def _pretrain(
     training.require_dim(opened, dim)
     training.require_group(opened, group, f"method {settings.method}")
     _require_recipe(opened, settings)
+    _require_batch(settings, world)
     training.note_partial(opened, listener)
     fingerprint = training.run_fingerprint("pretrain", settings, training.manifest_digest(opened))
     out = out or workspace.run("pretrain", path.name, fingerprint)
@@ -195,7 +210,7 @@ def _train(
         hint = "try `--width 8 --steps 200` here, or use a CUDA GPU"
         training.note_duration(listener, "this run", seconds, True, hint)
     outcome = trainer.fit()
-    pictures = _pictures(trainer, loader)
+    pictures, (passes, voxels) = _look(trainer, loader)
     result = PretrainResult(
         run=run.folder,
         weights=run.weights_path(),
@@ -203,6 +218,8 @@ def _train(
         patients=len(patients),
         samples=loader.items,
         parameters=training.count_parameters(learner),
+        passes=passes,
+        voxels=voxels,
         residency=loader.residency,
         outcome=training.outcome_dict(outcome, run),
     )
@@ -267,6 +284,16 @@ def build_learner(settings: PretrainSettings, cache: Cache) -> Learner:
         return module.LEARNER(settings.learner, training.stored(cache))
 
 
+def _require_batch(settings: PretrainSettings, world: World) -> None:
+    least = getattr(find("method", settings.method, METHODS), "LEAST_BATCH", 2)
+    each = settings.train.batch // world.size
+    if each < least:
+        raise ConfigError(
+            f"method {settings.method} compares features behind a batch norm, which {each} samples a rank make "
+            f"meaningless; set --batch to {least * world.size} or more"
+        )
+
+
 def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
     made_for = cache.manifest["recipe"]
     if made_for != settings.recipe and not settings.any_recipe:
@@ -307,13 +334,14 @@ def _probing(
     return validate
 
 
-def _pictures(trainer: Trainer, loader: Loader) -> dict[str, Any]:
-    """Four samples as the network sees them now, with batch statistics as in training, for the report."""
+def _look(trainer: Trainer, loader: Loader) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Four samples as the network sees them now, with batch statistics as in training, for the report; and what a step costs."""
     learner = trainer.learner.train()
     positions, batch = next(loader.batches(0))
     with torch.no_grad():
         views = learner.views(batch, Rng.at(trainer.config.seed, 0, positions))
-        return {name: image[:4].float().cpu().numpy() for name, image in learner.pictures(views).items()}
+        pictures = {name: image[:4].float().cpu().numpy() for name, image in learner.pictures(views).items()}
+    return pictures, cost.encoder_passes(learner, views)
 
 
 def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dict[str, Any]:

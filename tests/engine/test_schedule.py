@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pcrl_cli.engine.schedule import factor
 from pcrl_cli.engine.trainer import TrainConfig
 
-SCHEDULES = ("cosine", "cosine_epoch", "halving", "constant")
+SCHEDULES = ("cosine", "cosine_epoch", "halving", "steps", "constant")
 
 
 def test_cosine_starts_at_1_is_half_in_the_middle_and_ends_at_0():

@@ -42,7 +42,9 @@ def test_the_teacher_begins_as_the_student_gets_no_gradient_and_follows():
             s += 1.0
     before = [t.clone() for t, _ in pairs]
     c2l.after_step(NOW)
-    assert all(torch.allclose(t - b, torch.full_like(t, 0.1), atol=1e-5) for (t, _), b in zip(pairs, before, strict=True))
+    assert all(
+        torch.allclose(t - b, torch.full_like(t, 0.1), atol=1e-5) for (t, _), b in zip(pairs, before, strict=True)
+    )
 
 
 def test_only_the_unmixed_keys_enter_the_queue_after_the_step():

@@ -48,7 +48,11 @@ def test_skips_let_the_decoder_copy_what_it_sees():
     losses = {}
     for skip in (True, False):
         genesis = learner(
-            "genesis", width=4, decoder_skip=skip, network_input="unit", rates=NOTHING | {"paint": 1, "inside": 1, "boxes": 1}
+            "genesis",
+            width=4,
+            decoder_skip=skip,
+            network_input="unit",
+            rates=NOTHING | {"paint": 1, "inside": 1, "boxes": 1},
         )
         optimiser = torch.optim.SGD(genesis.parameters(), lr=0.5, momentum=0.9)
         for step in range(40):

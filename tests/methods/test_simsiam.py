@@ -25,7 +25,10 @@ def test_the_loss_is_the_plain_formula_and_symmetric():
     simsiam = learner("simsiam")
     seen = views(simsiam, batch())
     (z1, p1), (z2, p2) = (simsiam.project(seen["g"][:, i]) for i in range(2))
-    plain = -0.5 * (F.normalize(p1) * F.normalize(z2)).sum(1).mean() - 0.5 * (F.normalize(p2) * F.normalize(z1)).sum(1).mean()
+    plain = (
+        -0.5 * (F.normalize(p1) * F.normalize(z2)).sum(1).mean()
+        - 0.5 * (F.normalize(p2) * F.normalize(z1)).sum(1).mean()
+    )
     loss = simsiam(seen, NOW)["compare"]
     assert torch.allclose(loss, plain, atol=1e-6)
     assert -1 <= float(loss) <= 1
@@ -44,7 +47,9 @@ def test_no_gradient_goes_through_z_and_stopping_the_other_side_gives_another_on
 
     ours = gradient(simsiam(seen, NOW)["compare"])
     (z1, p1), (z2, p2) = (simsiam.project(seen["g"][:, i]) for i in range(2))
-    by_hand = gradient(-0.5 * (F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean()))
+    by_hand = gradient(
+        -0.5 * (F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean())
+    )
     assert torch.allclose(ours, by_hand, atol=1e-7)
     (z1, p1), (z2, p2) = (simsiam.project(seen["g"][:, i]) for i in range(2))
     other = gradient(-0.5 * (F.cosine_similarity(p1.detach(), z2).mean() + F.cosine_similarity(p2.detach(), z1).mean()))
@@ -53,7 +58,10 @@ def test_no_gradient_goes_through_z_and_stopping_the_other_side_gives_another_on
 
 def test_equal_views_agree_more_than_strangers_and_strangers_hardly_at_all():
     torch.manual_seed(0)
-    head, predictor = projector(64, 256), nn.Sequential(nn.Linear(256, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 256))
+    head, predictor = (
+        projector(64, 256),
+        nn.Sequential(nn.Linear(256, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 256)),
+    )
     a, b = torch.randn(512, 64), torch.randn(512, 64)
     z1, z2 = head(a), head(b)
     assert abs(float(comparison(z1, predictor(z1), z2, predictor(z2)))) < 0.02
