@@ -32,6 +32,7 @@ SMALL = {
     "genesis": {"rates": {"windows": 40}},
     "pcrlv1": {"queue": 24, "features": 8, "windows": 40},
     "simsiam": {"outputs": 16, "bottleneck": 8},
+    "transvw": {"elastic_alpha": 200.0},
 }
 """What makes a method's heads and loops small enough for tests."""
 
@@ -58,7 +59,7 @@ TASK_CASES = [("task", name, None, 3) for name in sorted(TASKS)]
 CASES = METHOD_CASES + TASK_CASES
 UNUSED = {("pcrlv2", "released"): {("x", 1)}}
 """(view, index) that a recipe leaves out on purpose: the released code restores the first view only."""
-CHOSEN = {"rubik": {"x"}, "pcrlv1": {"y"}}
+CHOSEN = {"rubik": {"x"}, "pcrlv1": {"y"}, "transvw": {"x"}}
 """Views that are stored crops, or one of two: another step may give the same."""
 
 

@@ -7,6 +7,7 @@ import typer
 from pcrl_cli.cli import (
     config,
     demo,
+    discover,
     doctor,
     embed,
     evaluate,
@@ -29,7 +30,21 @@ app = typer.Typer(
     "8 threshold not met, 75 stopped and saved: run the same command again, 130 interrupted.",
 )
 
-for module in (prep, pretrain, finetune, evaluate, probe, embed, export, inspect, report, doctor, config, demo):
+for module in (
+    prep,
+    discover,
+    pretrain,
+    finetune,
+    evaluate,
+    probe,
+    embed,
+    export,
+    inspect,
+    report,
+    doctor,
+    config,
+    demo,
+):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

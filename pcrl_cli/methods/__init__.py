@@ -8,5 +8,6 @@ METHODS: dict[str, str] = {
     "pcrlv1": "pcrl_cli.methods.pcrlv1",
     "rubik": "pcrl_cli.methods.rubik",
     "simsiam": "pcrl_cli.methods.simsiam",
+    "transvw": "pcrl_cli.methods.transvw",
 }
 """Name -> module, imported on use."""
