@@ -187,7 +187,8 @@ def _train(
     if world.talks:
         run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
     seen = patients_of.hashed(cache, patients, run.record["fingerprint"])
-    contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0)
+    at = training.encoder_at(learner)
+    contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0, at)
     trainer = Trainer(
         learner,
         loader,
