@@ -18,6 +18,7 @@ from pcrl_cli.cli import (
     pretrain,
     probe,
     report,
+    table,
 )
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ for module in (
     pretrain,
     finetune,
     evaluate,
+    table,
     probe,
     embed,
     export,
