@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from benchmarks.step import SCALES, learner_of, make_views
 from pcrl_cli.core.learner import Batch, Progress, Views
 from pcrl_cli.core.rng import Rng
+from pcrl_cli.engine.layout import arrange
 from pcrl_cli.engine.tf32 import tf32
-from pcrl_cli.engine.trainer import memory_format
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
 from pcrl_cli.stages.cost import step_flops
 
@@ -52,8 +52,8 @@ class Bench:
         return median(times)
 
     def learner(self, recipe: str) -> PCRLv2:
-        learner = learner_of(recipe, self.width).to(self.device)
-        return learner.to(memory_format=memory_format(learner))  # type: ignore[call-overload]
+        learner = learner_of(recipe, self.width)
+        return arrange(learner, torch.device(self.device))
 
     def to_device(self, views: Views) -> Views:
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in views.items()}

@@ -7,7 +7,7 @@ import torch
 
 from pcrl_cli.core.learner import Progress, Stored, Views
 from pcrl_cli.core.rng import Rng
-from pcrl_cli.engine.trainer import memory_format
+from pcrl_cli.engine.layout import arrange
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
 from pcrl_cli.stages.pretrain import pretrain_settings
 
@@ -38,7 +38,7 @@ def measure(width: int = 16, batch: int = 2, repeats: int = 3) -> dict[str, floa
     views = make_views(Config(), batch)
     ours, full = learner_of("paper", width), learner_of("paper", width, decode="all")
     for learner in (ours, full):
-        learner.to(memory_format=memory_format(learner))  # type: ignore[call-overload]
+        arrange(learner, torch.device("cpu"))
     released = learner_of("released", width)
     times: dict[str, list[float]] = {"to drawn scale": [], "all decoded": [], "released way": []}
     for repeat in range(repeats + 1):

@@ -195,39 +195,39 @@ def longest(shape: tuple[int, int], area: tuple[float, float], aspect: tuple[flo
 def crop(images: Float[Tensor, "b c h w"], params: Crop, side: int) -> Float[Tensor, "n c side side"]:
     """n / b views of every image, image-major: view i is of image i // (n / b)."""
     n, k = len(params.box), len(params.box) // len(images)
-    rows, columns = _sources(params, side)
-    inside = torch.maximum(rows.abs(), columns.abs()) <= side / 2
-    box = params.box.to(rows.dtype)[:, :, None, None]
-    half = (box[:, 2] - 1) / 2, (box[:, 3] - 1) / 2
-    rows = (rows * (box[:, 2] / side)).clamp(-half[0], half[0]) + (box[:, 0] + half[0])
-    columns = (columns * (box[:, 3] / side)).clamp(-half[1], half[1]) + (box[:, 1] + half[1])
-    if params.largest > side:
+    shrinks = params.largest > side
+    if shrinks:
         images = low_pass(images.repeat_interleave(k, dim=0), params, side)
-    else:  # an image's views one below the other, so that it is not copied k times
-        rows, columns = rows.reshape(len(images), k * side, side), columns.reshape(len(images), k * side, side)
-    taken = _look_up(images, rows, columns)
-    if params.largest <= side:
+    grid, outside = _sources(params, side, images.shape[2:])
+    if not shrinks:  # an image's views one below the other, so that it is not copied k times
+        grid = grid.view(len(images), k * side, side, 2)
+    taken = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if not shrinks:
         taken = taken.unflatten(2, (k, side)).transpose(1, 2).flatten(0, 1)
-    return torch.where(inside[:, None], taken, 0.0).view(n, images.shape[1], side, side)
+    return taken.masked_fill(outside[:, None], 0.0).view(n, images.shape[1], side, side)
 
 
-def _sources(params: Crop, side: int) -> tuple[Float[Tensor, "n side side"], Float[Tensor, "n side side"]]:
-    """Row and column of every pixel before flip and rotation, in the view's pixels, relative to its centre."""
+def _sources(
+    params: Crop, side: int, shape: torch.Size
+) -> tuple[Float[Tensor, "n side side 2"], Bool[Tensor, "n side side"]]:
+    """Where every pixel comes from as `grid_sample` wants it, (column, row) in [-1, 1]; and whether beyond the crop."""
     at = torch.arange(side, dtype=torch.float32, device=params.box.device) - (side - 1) / 2
     angle = params.rotation_deg * (math.pi / 180)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    rows = cos * at[:, None] + sin * at
-    columns = cos * at - sin * at[:, None]
-    return rows, torch.where(params.flip, -1.0, 1.0)[:, None, None] * columns
-
-
-def _look_up(
-    images: Float[Tensor, "b c h w"], rows: Float[Tensor, "b y x"], columns: Float[Tensor, "b y x"]
-) -> Float[Tensor, "b c y x"]:
-    """Bilinear values at these pixel coordinates."""
-    h, w = images.shape[2:]
-    grid = torch.stack([(columns * 2 + 1) / w - 1, (rows * 2 + 1) / h - 1], dim=3)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    cos, sin = angle.cos(), angle.sin()
+    sign = torch.where(params.flip, -1.0, 1.0)
+    grid, outside = torch.empty(len(sign), side, side, 2, device=at.device), None
+    # row = cos r + sin c and column = +-(cos c - sin r) from the view's centre, then scaled to the crop's
+    for axis, by_row, by_column in ((0, cos, sin), (1, -sign * sin, sign * cos)):
+        start, size = params.box[:, axis].float(), params.box[:, 2 + axis].float()
+        scale, half = size / side, ((size - 1) / 2)[:, None, None]
+        source = (by_row * scale)[:, None, None] * at[:, None] + (by_column * scale)[:, None, None] * at
+        beyond = source.abs() > (size / 2)[:, None, None]
+        outside = beyond if outside is None else outside.logical_or_(beyond)
+        middle = (2 * (start + (size - 1) / 2) + 1) / shape[axis] - 1
+        source = torch.minimum(torch.maximum(source, -half, out=source), half, out=source)
+        torch.add(middle[:, None, None], source, alpha=2 / shape[axis], out=grid[..., 1 - axis])
+    assert outside is not None
+    return grid, outside
 
 
 def low_pass(images: Float[Tensor, "n c h w"], params: Crop, side: int) -> Float[Tensor, "n c h w"]:
@@ -252,16 +252,21 @@ def discrete_gaussian(variance: Float[Tensor, "n k"], reach: int) -> Float[Tenso
     return weights / (2 * weights.sum(dim=2, keepdim=True) - weights[:, :, :1])
 
 
-def _smooth(images: Float[Tensor, "n c h w"], weights: Float[Tensor, "n taps"], axis: int) -> Tensor:
-    """A symmetric kernel along one axis; beyond the image its edge value holds."""
+def _smooth(
+    images: Float[Tensor, "n c h w"], weights: Float[Tensor, "n taps"], axis: int, mirrored: bool = False
+) -> Float[Tensor, "n c h w"]:
+    """A symmetric kernel along one axis; beyond the image its edge value holds, or its mirror image, edge repeated."""
     reach, size = weights.shape[1] - 1, images.shape[axis]
-    pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-    padded = F.pad(images, pad, mode="replicate")
+    if mirrored:
+        before, after = images.narrow(axis, 0, reach), images.narrow(axis, size - reach, reach)
+        padded = torch.cat([before.flip(axis), images, after.flip(axis)], dim=axis)
+    else:
+        padded = F.pad(images, (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0), mode="replicate")
     by_step = weights[:, :, None, None, None]
-    out = images * by_step[:, 0]
+    out, both = images * by_step[:, 0], torch.empty_like(images)
     for step in range(1, reach + 1):
-        both = padded.narrow(axis, reach - step, size) + padded.narrow(axis, reach + step, size)
-        out = out.addcmul_(both, by_step[:, step])
+        torch.add(padded.narrow(axis, reach - step, size), padded.narrow(axis, reach + step, size), out=both)
+        out.addcmul_(both, by_step[:, step])
     return out
 
 
@@ -333,7 +338,22 @@ def luma(batch: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
 
 
 def blur(batch: Float[Tensor, "n c h w"], params: Blur) -> Float[Tensor, "n c h w"]:
-    """Two matrix products; radius int(4 sigma + 0.5), borders reflected with the edge pixel repeated, as in 3D."""
+    """Radius int(4 sigma + 0.5), borders reflected with the edge pixel repeated, as in 3D.
+
+    Two matrix products on an accelerator; on a CPU shifted sums, of the views that are blurred at all.
+    """
+    if batch.device.type != "cpu" or params.reach > min(batch.shape[2:]):
+        return _blur_by_matrix(batch, params)
+    rows = params.sigma_pixel.nonzero()[:, 0]
+    step = torch.arange(params.reach + 1)
+    sigma = params.sigma_pixel[rows, None]
+    weights = torch.exp(-0.5 * (step / sigma) ** 2) * (step <= (4 * sigma + 0.5).floor())
+    weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
+    blurred = _smooth(_smooth(batch[rows], weights, 2, mirrored=True), weights, 3, mirrored=True)
+    return batch.index_copy(0, rows, blurred)
+
+
+def _blur_by_matrix(batch: Float[Tensor, "n c h w"], params: Blur) -> Float[Tensor, "n c h w"]:
     h, w = batch.shape[2:]
     with torch.autocast(batch.device.type, enabled=False):
         down = blur_matrix(params.sigma_pixel, h, params.reach)
@@ -427,6 +447,24 @@ def image_views(images: Float[Tensor, "b c h w"], drawn: Drawn, side: int, targe
         x = normalise(x if part.jitter is None else jitter(x, part.jitter))
         seen[into] = x if part.cutout is None else cutout(x, part.cutout)
     return goal, seen
+
+
+def views_of(
+    images: Float[Tensor, "b c h w"],
+    stream: Stream,
+    boxes: Int[Tensor, "b k 4"],
+    ranges: ImageRanges,
+    kind: Literal["global", "local"],
+) -> tuple[Float[Tensor, "b k 3 side side"], Float[Tensor, "b k 3 side side"]]:
+    """(target, input) of the k views of every image whose boxes are drawn; local views are their own target."""
+    b, k = boxes.shape[:2]
+    h, w = images.shape[2:]
+    is_global = kind == "global"
+    area, side = (ranges.global_area, ranges.global_side) if is_global else (ranges.local_area, ranges.local_side)
+    bound = longest((h, w), area, ranges.aspect)
+    drawn = draw_views(stream.fork(kind).each(k), boxes.flatten(0, 1), ranges, bound, kind)
+    goal, seen = image_views(images, drawn, side, target=is_global)
+    return goal.unflatten(0, (b, k)), seen.unflatten(0, (b, k))
 
 
 def draw_multi(stream: Stream, shape: tuple[int, int], ranges: ImageRanges) -> tuple[Tensor, Tensor]:

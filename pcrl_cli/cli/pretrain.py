@@ -17,7 +17,7 @@ def command(
     ] = None,
     dim: Annotated[str | None, typer.Option("--dim", metavar="2d|3d", help="(default: 3d)")] = None,
     crop: Annotated[
-        str | None, typer.Option("--crop", metavar="sub|multi|none", help="Local views (default: sub)")
+        str | None, typer.Option("--crop", metavar="sub|multi|none", help="Local views (default: sub; 2D: multi)")
     ] = None,
     method: options.Method = None,
     recipe: options.Recipe = None,
@@ -29,6 +29,7 @@ def command(
     set_aside: Annotated[
         float | None, typer.Option("--set-aside", help="Share of training patients kept for fine-tuning")
     ] = None,
+    init: options.Init = None,
     augment: Annotated[
         str | None, typer.Option("--augment", metavar="batched|torchio", help="torchio: slow, for comparison")
     ] = None,
@@ -69,8 +70,9 @@ def command(
     from pcrl_cli.stages.results import Plan
     from pcrl_cli.stages.workspace import Workspace
 
-    flags = console.given(recipe=recipe, preset=preset, method=method, dim=dim, set_aside=set_aside)
-    flags |= console.given(probe_every_epochs=probe_every)
+    flags = console.given(
+        recipe=recipe, preset=preset, method=method, dim=dim, set_aside=set_aside, init=init, probe_every_epochs=probe_every
+    )
     flags["train"] = console.training(epochs, steps, batch, precision, seed, keep)
     flags["train"] |= {"stop_on_collapse": True} if stop_on_collapse else {}
     flags["learner"] = console.given(crop=crop, width=width, augmentation=augment)
@@ -96,6 +98,7 @@ def command(
         "samples an epoch": result.samples,
         "parameters": f"{result.parameters:,}",
         **console.outcome(result.outcome),
+        "start": result.start,
         "weights": result.weights,
         "report": result.report,
     }

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
+from pcrl_cli.core.files import read_sealed
 
 RECIPES = ("paper", "released")
 PRESETS = ("matched", "native")
@@ -31,11 +32,15 @@ GROUPS = frozenset(
         "intensity",
         "pairs",
         "candidates",
+        "prepare",
+        "modalities",
+        "volumes",
         "method",
         "dim",
         "learner",
         "train",
         "set_aside",
+        "init",
         "any_recipe",
         "probe_every_epochs",
         "task",
@@ -93,7 +98,23 @@ def file_layer(path: Path) -> Layer:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; expected lines such as 'train: {{lr: 0.001}}'")
+    if _settings_beside(path) not in (None, values):
+        raise IntegrityError(
+            f"{path} is torn or was edited (run.json beside it holds other settings); copy it elsewhere to change it, or run "
+            "the run's own command again to mend it"
+        )
     return str(path), values
+
+
+def _settings_beside(path: Path) -> Any:
+    """The settings in the run.json beside a run's own config.yaml; None where the file is nobody's."""
+    record = path.parent / "run.json"
+    if path.name != "config.yaml" or not record.is_file():
+        return None
+    try:
+        return read_sealed(record).get("settings")
+    except IntegrityError:
+        return None  # opening that run says so
 
 
 def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
@@ -180,6 +201,7 @@ def build(model: type[Model], layers: Iterable[Layer]) -> tuple[Model, dict[str,
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or a value that does not fit, and where it came from.
+        UsageError: a flag's value does not fit.
     """
     layers = [(name, _meant_for(model, tree) if name == ENVIRONMENT else tree) for name, tree in layers]
     values, origin = merge(layers)
@@ -199,7 +221,10 @@ def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str,
         where = f" (from {source})" if source else ""
         what = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
-        raise ConfigError(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
+        kind = (
+            UsageError if source == "flags" else ConfigError
+        )  # whoever notices it, a wrong word on the command line is one
+        raise kind(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
 
 
 def picked(layers: Iterable[Layer], key: str, default: Any) -> Any:

@@ -42,7 +42,8 @@ class Stream:
     @classmethod
     def of(cls, *parts: int | str, device: torch.device | str = "cpu") -> "Stream":
         """A single stream (b = 1) named by its parts."""
-        return cls(torch.tensor([_words(*parts)], dtype=torch.int32, device=device))
+        words = [torch.full((1, 1), w, dtype=torch.int32, device=device) for w in _words(*parts)]
+        return cls(torch.cat(words, dim=1))  # filled there: copying numbers to a GPU would wait for it
 
     @property
     def device(self) -> torch.device:

@@ -4,31 +4,44 @@ What step s holds is a function of (seed, s): an epoch's order is drawn afresh f
 middle of an epoch from its step alone, and the last short batch of an epoch is dropped.
 """
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch
+from pcrl_cli.data.ahead import CacheOn, Order, Rows, ahead, choose, own_device, require_shares, small, steps
 from pcrl_cli.data.cache import Cache
-
-CacheOn = Literal["auto", "gpu", "ram", "disk"]
-Order = Callable[[int], Int[np.ndarray, " n"]]
-"""Epoch -> the items of that epoch, in order; always equally many."""
-
-GPU_SHARE, RAM_SHARE, AHEAD = 0.5, 0.5, 4
+from pcrl_cli.data.direct import Direct
 
 
 def shuffled(n: int, seed: int) -> Order:
     """Every item once an epoch."""
     return lambda epoch: np.random.default_rng([seed, 0x0DE5, epoch]).permutation(n)
+
+
+def parts_of(n: int, seed: int, deals: int) -> list[Int[np.ndarray, " _"]]:
+    """The items of each part, the same in every epoch."""
+    return np.array_split(np.random.default_rng([seed, 0xDEA1]).permutation(n), deals)
+
+
+def dealt(n: int, seed: int, deals: int) -> Order:
+    """Every item once an epoch, position k of it from part k mod `deals`, into which the items are dealt for the whole run.
+
+    So a rank whose rows of a batch all come from some parts needs no other items, and the order still knows nothing of
+    ranks. What is left over because n does not divide is another item in every epoch.
+    """
+    parts = parts_of(n, seed, deals)
+
+    def order(epoch: int) -> Int[np.ndarray, " n"]:
+        draw = np.random.default_rng([seed, 0x0DE5, epoch])
+        return np.stack([draw.permutation(part)[: n // deals] for part in parts], axis=1).flatten()
+
+    return order
 
 
 class Loader:
@@ -41,6 +54,7 @@ class Loader:
         batch: samples a step over all ranks.
         order: of an epoch's items; `shuffled` by default.
         rank, ranks: this process takes rows rank::ranks of every batch.
+        deals: see `dealt`; resident items are then those of this rank's parts alone, 1/gcd(ranks, deals) of all.
 
     Raises:
         ConfigError: the batch is larger than an epoch, or does not divide among the ranks into two or more each.
@@ -60,28 +74,32 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         rows: Int[np.ndarray, " n"] | None = None,
+        deals: int = 1,
     ) -> None:
         self.cache, self.group, self.arrays, self.cases = cache, group, tuple(arrays), tuple(cases)
-        self.batch_size, self.device, self.rank, self.ranks = batch, device, rank, ranks
+        self.batch_size, self.device, self.rank, self.ranks = batch, own_device(device), rank, ranks
+        self.seed = seed
         everything = int(cache.sizes(group, arrays[0], cases).sum())
         self.rows = None if rows is None or len(rows) == everything else rows
         self.items = everything if rows is None else len(rows)
-        self.order = order or shuffled(self.items, seed)
+        if batch % deals or (order is not None and deals > 1):
+            raise ConfigError(
+                f"train.deals ({deals}) does not divide the batch ({batch})"
+                if batch % deals
+                else "train.deals is for an order in which every item comes once an epoch; leave it out"
+            )
+        self.deals, self.share = deals, math.gcd(ranks, deals)
+        self.order = order or (shuffled(self.items, seed) if deals == 1 else dealt(self.items, seed, deals))
         self.per_epoch = len(self.order(0))
         if batch > self.per_epoch:
             raise ConfigError(
                 f"the batch ({batch}) is larger than an epoch ({self.per_epoch} items of {len(cases)} cases in {cache.path}); "
                 "set a smaller --batch or prepare more scans"
             )
-        if batch % ranks:
-            raise ConfigError(
-                f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}"
-            )
-        if ranks > 1 and batch < 2 * ranks:
-            raise ConfigError(
-                f"the batch ({batch}) leaves one sample a rank, and batch norm needs two; set --batch to {2 * ranks} or more"
-            )
-        self.place, self.residency = self._choose(where)
+        require_shares(batch, ranks)
+        self.mine = self._mine()
+        note = f" of {self.bytes / 1e9:.2f}, this rank's parts" if self.share > 1 else ""
+        self.place, self.residency = choose(where, self.bytes // self.share, self.device, note)
         self.resident = self._load() if self.place != "disk" else None
 
     @property
@@ -96,93 +114,58 @@ class Loader:
 
     def batches(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Endless, from a step on: global positions of this rank's samples, and their arrays on the device."""
-        rows = self._rows(step)
-        if self.resident is not None:
-            for positions, items in rows:
-                index = torch.from_numpy(items).to(next(iter(self.resident.values())).device)
-                batch = {name: self._to_device(array[index]) for name, array in self.resident.items()}
-                yield positions.to(self.device), batch
+        rows = steps(self.order, self.steps_per_epoch, self.batch_size, step, self.rank, self.ranks)
+        if self.place == "disk":
+            yield from self._from_disk(rows)
+        elif self.device.type == "cuda" and self.place == "ram":
+            yield from ahead(rows, self._gather, self._room, self.device)
         else:
-            yield from self._read_ahead(rows)
+            assert self.resident is not None
+            for positions, items in rows:
+                index = small(torch.from_numpy(self._within(items)), self.device)
+                yield small(positions, self.device), {name: array[index] for name, array in self.resident.items()}
 
-    def _rows(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]:
-        """(positions, items) of every step from `step` on; the order is drawn once an epoch."""
-        epoch, order = -1, np.empty(0, np.int64)
-        while True:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = np.asarray(self.order(epoch))
-            first = step % self.steps_per_epoch * self.batch_size
-            mine = np.arange(self.rank, self.batch_size, self.ranks)
-            yield torch.from_numpy(step * self.batch_size + mine), order[first + mine]
-            step += 1
+    def _mine(self) -> Int[np.ndarray, " m"] | None:
+        """The items, ascending, that this rank will ever be asked for; None: all."""
+        if self.share == 1:
+            return None
+        part_of = np.empty(self.items, np.int64)
+        for k, part in enumerate(parts_of(self.items, self.seed, self.deals)):
+            part_of[part] = k
+        return np.flatnonzero(part_of % self.share == self.rank % self.share)
 
-    def _choose(self, where: CacheOn) -> tuple[CacheOn, str]:
-        """Where the items lie, and why."""
-        need = self.bytes
-        size = f"{need / 1e9:.2f} GB"
-        if where == "gpu" and self.device.type != "cuda":
-            raise ConfigError("--cache-on gpu, but the run is on the CPU; leave it out or set --device cuda")
-        if where != "auto":
-            return where, f"{where} ({size}, as asked)"
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-            if need <= GPU_SHARE * free:
-                return "gpu", f"gpu ({size} of {free / 1e9:.0f} GB free)"
-        free = psutil.virtual_memory().available
-        if need <= RAM_SHARE * free:
-            return "ram", f"ram ({size} of {free / 1e9:.0f} GB free)"
-        return (
-            "disk",
-            f"disk, read ahead ({size}, more than {RAM_SHARE:.0%} of the {free / 1e9:.0f} GB of memory that are free)",
-        )
+    def _within(self, items: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
+        """Positions of items in the resident arrays."""
+        return items if self.mine is None else np.searchsorted(self.mine, items)
 
     def _load(self) -> dict[str, Tensor]:
-        arrays = self.cache.read(self.group, self.arrays, self.cases, rows=self.rows).arrays
+        rows = self.rows if self.mine is None else self.mine if self.rows is None else self.rows[self.mine]
+        arrays = self.cache.read(self.group, self.arrays, self.cases, rows=rows).arrays
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self.place == "gpu":
             tensors = {name: t.to(self.device) for name, t in tensors.items()}
         return tensors
 
-    def _to_device(self, t: Tensor) -> Tensor:
-        if self.device.type == "cuda" and t.device.type == "cpu":
-            return t.pin_memory().to(self.device, non_blocking=True)
-        return t
+    def _gather(self, positions: Int[Tensor, " b"], items: Int[np.ndarray, " b"], out: Batch) -> None:
+        """From RAM into the batch."""
+        assert self.resident is not None
+        index = torch.from_numpy(self._within(items))
+        for name, array in self.resident.items():
+            torch.index_select(array, 0, index, out=out[name])
 
-    def _read_ahead(
-        self, rows: Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]
-    ) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
-        """A thread reads up to `AHEAD` batches while the device works; its errors are raised here."""
-        ready: queue.Queue[tuple[Tensor, Batch] | BaseException] = queue.Queue(AHEAD)
-        stop = threading.Event()
+    def _from_disk(self, rows: Rows) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
+        direct = Direct(self.cache, self.group, self.arrays, self.cases)
 
-        def put(item: tuple[Tensor, Batch] | BaseException) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
+        def fill(positions: Int[Tensor, " b"], items: Int[np.ndarray, " b"], out: Batch) -> None:
+            direct.read(items if self.rows is None else self.rows[items], {name: t.numpy() for name, t in out.items()})
 
-        def read() -> None:
-            try:
-                for positions, items in rows:
-                    if stop.is_set():
-                        return
-                    rows_ = items if self.rows is None else self.rows[items]
-                    arrays = self.cache.read(self.group, self.arrays, self.cases, rows=rows_).arrays
-                    put((positions, {name: torch.from_numpy(array) for name, array in arrays.items()}))
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=read, name="pcrl-read-ahead", daemon=True)
-        thread.start()
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                positions, batch = item
-                yield positions.to(self.device), {name: self._to_device(t) for name, t in batch.items()}
+            yield from ahead(rows, fill, self._room, self.device)
         finally:
-            stop.set()
-            thread.join()
+            direct.close()
+
+    def _room(self) -> Batch:
+        """Memory for this rank's rows of one batch."""
+        n = len(range(self.rank, self.batch_size, self.ranks))
+        none = self.cache.read(self.group, self.arrays, self.cases, rows=np.empty(0, np.int64)).arrays
+        return {name: torch.from_numpy(np.empty((n, *a.shape[1:]), a.dtype)) for name, a in none.items()}

@@ -1,7 +1,7 @@
 """torchrun's ranks. With one process everything here is the identity."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -80,15 +80,6 @@ class World:
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, 0)
-
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Gradients averaged over the ranks, in one message."""
-        if self.size > 1:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            flat = torch.cat([g.flatten() for g in gradients])
-            dist.all_reduce(flat)
-            for g, part in zip(gradients, (flat / self.size).split([g.numel() for g in gradients]), strict=True):
-                g.copy_(part.view_as(g))
 
     def mean(self, value: Tensor) -> Tensor:
         """Averaged over the ranks: equal on all of them, and NaN on all if it is on one."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -19,13 +19,18 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
 from pcrl_cli.engine.collapse import CollapseWatch, measure
+from pcrl_cli.engine.compiling import compiled
 from pcrl_cli.engine.distributed import World
+from pcrl_cli.engine.layout import arrange
+from pcrl_cli.engine.reduce import Averager
 from pcrl_cli.engine.run import Checkpoint, Run, optimiser_tensors, restore_optimisers
 from pcrl_cli.engine.schedule import Schedule, factor
 from pcrl_cli.engine.signals import StopFlag
+from pcrl_cli.engine.stopwatch import Stopwatch
+from pcrl_cli.engine.sync_norm import synchronise
 from pcrl_cli.engine.tensorboard import TensorBoard, require_tensorboard
 from pcrl_cli.engine.tf32 import tf32
-from pcrl_cli.engine.undo import snapshot
+from pcrl_cli.engine.undo import Snapshot
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -50,6 +55,16 @@ class TrainConfig(Settings):
     skip_loss_after_epoch: int = 10
     seed: int = Field(0, ge=0)
     precision: Precision = "auto"
+    log_every: int | None = Field(
+        None, ge=1, description="steps whose losses are fetched from the device at once; none: 1 on a CPU, 10 on a GPU"
+    )
+    compile: bool = Field(False, description="torch.compile, one graph a scale; its error is that of other fused sums")
+    sync_batch_norm: bool = Field(False, description="batch norm over the samples of all ranks, not of each")
+    deals: int = Field(
+        1,
+        ge=1,
+        description="parts into which items are dealt for the whole run; ranks then keep only their parts in memory",
+    )
     check_every: int = Field(50, ge=1, description="steps between two looks at rank and std of the features")
     stop_on_collapse: bool = False
     keep: int = Field(2, ge=2, description="checkpoints kept")
@@ -86,6 +101,19 @@ class Outcome:
     best: dict[str, Any] | None = None
 
 
+@dataclass
+class Made:
+    """A step that was made. Its numbers lie on the device until `Trainer._known` fetches those of several steps."""
+
+    step: int
+    row: dict[str, Any]
+    terms: tuple[str, ...]
+    numbers: Float[Tensor, " n"]
+    """The terms' means, the wishes to stop and to save, the gradient's norm, 1 if the weights moved."""
+    positions: Tensor
+    batch: Batch
+
+
 Validate = Callable[[Learner, int], dict[str, float | None]]
 """(learner, step) -> figures to log; called after every epoch, in eval mode, without gradients, in float32."""
 
@@ -119,27 +147,35 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     return precision
 
 
-def memory_format(learner: Learner) -> torch.memory_format:
-    """Channels last: faster for convolutions on GPUs, and 1.6x on a CPU too (docs/benchmarks.md)."""
-    axes = {p.dim() for p in learner.parameters()}
-    return torch.channels_last_3d if 5 in axes else torch.channels_last if 4 in axes else torch.preserve_format
+def make_optimisers(
+    learner: Learner, config: TrainConfig, fused: bool | None = None
+) -> dict[str, torch.optim.Optimizer]:
+    """One optimiser a player; a group may bring its own `lr`, and `fixed=True` keeps it off the schedule.
 
-
-def make_optimisers(learner: Learner, config: TrainConfig) -> dict[str, torch.optim.Optimizer]:
-    """One optimiser a player; a group may bring its own `lr`, and `fixed=True` keeps it off the schedule."""
+    fused: one kernel for all parameters, which can also leave them as they are at the word of a flag on the device.
+    """
     optimisers: dict[str, torch.optim.Optimizer] = {}
     for player, parameters in learner.players().items():
         if config.optimiser == "sgd":
             optimiser: torch.optim.Optimizer = torch.optim.SGD(
-                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+                parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
             )
         else:
-            optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+            optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         for group in optimiser.param_groups:
             group.setdefault("base_lr", group["lr"])
             group.setdefault("fixed", False)
         optimisers[player] = optimiser
     return optimisers
+
+
+def fill_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """An untouched parameter's gradient is 0, so momentum and decay go on."""
+    missing = [p for p in parameters if p.grad is None]
+    for p in missing:
+        p.grad = torch.empty_like(p)
+    if missing:
+        torch._foreach_zero_([p.grad for p in missing if p.grad is not None])
 
 
 def require_trainable(config: TrainConfig, device: torch.device) -> None:
@@ -186,8 +222,15 @@ class Trainer:
         self.listener = listener if listener is not None and self.world.talks else Listener()
         require_trainable(config, device)
         self.precision = resolve_precision(config.precision, device)
-        self.learner = learner.to(device).to(memory_format=memory_format(learner))  # type: ignore[call-overload]
-        self.optimisers = make_optimisers(self.learner, config)
+        self.learner = arrange(learner, device)
+        if config.sync_batch_norm and self.world.size > 1:
+            synchronise(self.learner)
+        self.log_every = config.log_every or (10 if device.type == "cuda" else 1)
+        self.optimisers = make_optimisers(
+            self.learner, config, fused=device.type == "cuda" or self.log_every > 1 or None
+        )
+        self.averagers = {player: Averager(self._parameters(player), self.world) for player in self.optimisers}
+        self.terms = compiled(self.learner) if config.compile else self.learner
         self.per_epoch = source.steps_per_epoch
         self.steps = config.steps or config.epochs * self.per_epoch
         self.watch = CollapseWatch()
@@ -199,6 +242,9 @@ class Trainer:
         self.board: TensorBoard | None = None
         self.saved_at = time.monotonic()
         self.wish_to_stop = self.wish_to_save = False  # of any rank, as of the last exchange
+        self.watch_clock = Stopwatch(device)
+        self.made: list[Made] = []
+        self.sound = torch.ones((), dtype=torch.bool, device=device)  # no step since the last look was not finite
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -226,26 +272,50 @@ class Trainer:
 
     def _loop(self, batches: Iterator[tuple[Tensor, Batch]]) -> Outcome:
         self.clock, self.saved_at = time.perf_counter(), time.monotonic()
+        self.watch_clock.restart()
         while self.step < self.steps:
-            before = time.perf_counter()
+            self.watch_clock.ask()
             positions, batch = next(batches)
-            wait = time.perf_counter() - before
-            row = self._one_step(positions, batch)
-            took = time.perf_counter() - before
-            self.spent.waited += wait
-            self.spent.samples += self.source.batch_size
-            row |= {"samples_per_second": self.source.batch_size / took, "data_wait": wait / took}
+            self.watch_clock.got()
+            rows: list[dict[str, Any]] = []
+            if self._may_be_blind():
+                views = self._blind_step(positions, batch)
+                if not self._must_look():
+                    continue
+                rows = self._known()
+                if self._looks():
+                    rows[-1] |= self._check(views)
+            else:
+                rows = [self._one_step(positions, batch)]
+            self._timed(rows)
             at_end = self.step % self.per_epoch == 0 or self.step == self.steps
             if at_end and self.validate is not None:
-                row |= self._validated()
-            self._log(row)
+                rows[-1] |= self._validated()
+            for row in rows:
+                self._log(row)
             self._save_or_stop(at_end)
+            self.watch_clock.restart()
         if self._has_collapsed():  # before, in a run that ended so
             raise self._collapse()
         self._tick()
         seconds = max(self.spent.seconds, 1e-9)
         rate, waited = self.spent.samples / seconds, self.spent.waited / seconds
         return Outcome(self.step, self.spent.seconds, rate, waited, self.alarms, self.best)
+
+    def _timed(self, rows: list[dict[str, Any]]) -> None:
+        """Rate and wait of the steps since the last look, the same for each of them."""
+        seconds, waited = self.watch_clock.window()
+        samples = len(rows) * self.source.batch_size
+        self.spent.waited += waited
+        self.spent.samples += samples
+        for row in rows:
+            row |= {"samples_per_second": samples / seconds, "data_wait": waited / seconds}
+
+    def _must_look(self) -> bool:
+        """Whether the numbers of the steps made so far are needed now: every n steps, and before anything is written."""
+        at_end = self.step % self.per_epoch == 0 or self.step == self.steps
+        asked = self.world.size == 1 and (self.stop.on or self._due())
+        return self.step % self.log_every == 0 or at_end or asked or self._looks()
 
     def _tick(self) -> None:
         """Adds the time since the last tick to what the run took."""
@@ -286,21 +356,18 @@ class Trainer:
     def _one_step(self, positions: Tensor, batch: Batch) -> dict[str, Any]:
         """Views, losses, a step of every player; the row to log. Changes nothing if a number is not finite."""
         progress = Progress(self.step, self.steps)
-        self.learner.train()
-        undo = snapshot(self.learner, self.optimisers)
-        with torch.no_grad():
-            views = self.learner.views(batch, Rng.at(self.config.seed, self.step, positions))
-        row: dict[str, Any] = {"step": self.step, "epoch": self.step // self.per_epoch, "lr": self._set_lr()}
-        self.wish_to_stop = self.wish_to_save = False
+        before = Snapshot(self.learner, self.optimisers)
+        views, row = self._begin(positions, batch)
         for player, optimiser in self.optimisers.items():
-            terms, norm = self._gradients(views, progress, player)
+            names, values = self._gradients(views, progress, player)
+            terms, norm = self._heard(names, values.tolist())  # the step's only wait
             loss, prefix = sum(terms.values()), f"{player}/" if len(self.optimisers) > 1 else ""
             row |= {f"loss/{prefix}{name}": value for name, value in terms.items()} | {f"{prefix}gradient_norm": norm}
             if not math.isfinite(loss + norm):  # of the means over the ranks, so that all come here or none
-                undo()
+                before.undo()
                 self._not_finite(batch, positions, terms, norm)
-            if self._skips(loss):
-                undo()
+            if self._may_skip() and loss > self._skipped_above:
+                before.undo()
                 row["skipped"] = 1
                 break
             optimiser.step()
@@ -311,40 +378,110 @@ class Trainer:
             row |= self._check(views)
         return row
 
-    def _gradients(self, views: Views, progress: Progress, player: str) -> tuple[dict[str, float], float]:
-        """Fills every gradient of the player (zeros where the losses do not reach) and returns terms and norm."""
+    def _begin(self, positions: Tensor, batch: Batch) -> tuple[Views, dict[str, Any]]:
+        """The views of a step, and its row as far as the host knows it."""
+        self.learner.train()
+        self.wish_to_stop = self.wish_to_save = False
+        with torch.no_grad():
+            views = self.learner.views(batch, Rng.at(self.config.seed, self.step, positions))
+        return views, {"step": self.step, "epoch": self.step // self.per_epoch, "lr": self._set_lr()}
+
+    def _may_be_blind(self) -> bool:
+        """Whether the next step may go on before its numbers are known; the first one makes the optimiser's state."""
+        return self.log_every > 1 and len(self.optimisers) == 1 and any(o.state for o in self.optimisers.values())
+
+    def _blind_step(self, positions: Tensor, batch: Batch) -> Views:
+        """The same step without asking the device for a number.
+
+        Whether everything is finite is a flag there. Where it is not, the optimiser's kernel returns at once, buffers are
+        put back, and so it stays in the steps that follow, until `_known` finds the first of them and stops the run.
+        """
+        progress = Progress(self.step, self.steps)
+        ((player, optimiser),) = self.optimisers.items()
+        owned = {id(p) for p in self._parameters(player)}
+        moves = type(self.learner).after_step is not Learner.after_step
+        others = [p for p in self.learner.parameters() if id(p) not in owned] if moves else []
+        before = Snapshot(self.learner, {}, others)
+        views, row = self._begin(positions, batch)
+        names, values = self._gradients(views, progress, player)
+        n = len(names)
+        self.sound = self.sound & values.isfinite().all()
+        moved = self.sound & (values[:n].sum() <= self._skipped_above) if self._may_skip() else self.sound
+        optimiser.found_inf = (~moved).float()  # type: ignore[attr-defined]
+        optimiser.step()
+        optimiser.found_inf = None  # type: ignore[attr-defined]
+        self.learner.after_step(progress)
+        before.undo_unless(moved)
+        numbers = torch.cat([values, moved.reshape(1).to(values)])
+        self.made.append(Made(self.step, row, names, numbers, positions, batch))
+        self.step += 1
+        return views
+
+    def _known(self) -> list[dict[str, Any]]:
+        """The rows of the steps made since the last look; waits for the device.
+
+        Raises:
+            NumericalError: one of them was not finite; what follows it is forgotten, and it changed nothing.
+        """
+        made, self.made = self.made, []
+        values = torch.cat([m.numbers for m in made]).tolist()  # the only wait of so many steps
+        rows: list[dict[str, Any]] = []
+        for m in made:
+            mine, values = values[: len(m.numbers)], values[len(m.numbers) :]
+            terms, norm = self._heard(m.terms, mine[:-1])
+            row = m.row | {f"loss/{name}": value for name, value in terms.items()} | {"gradient_norm": norm}
+            if not math.isfinite(sum(terms.values()) + norm):
+                self._timed(rows)
+                for known in rows:
+                    self._log(known)
+                self.step, self.sound = m.step, torch.ones_like(self.sound)
+                self._not_finite(m.batch, m.positions, terms, norm)
+            rows.append(row if mine[-1] else row | {"skipped": 1})
+        return rows
+
+    def _parameters(self, player: str) -> list[nn.Parameter]:
         groups = self.optimisers[player].param_groups
-        parameters = [p for group in groups for p in group["params"] if p.requires_grad]
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def _gradients(self, views: Views, progress: Progress, player: str) -> tuple[tuple[str, ...], Float[Tensor, " _"]]:
+        """Fills every gradient of the player (zeros where the losses do not reach).
+
+        Returns the terms' names; their means over the ranks, whether any rank wishes to stop and to save, and the norm.
+        """
+        parameters, averager = self._parameters(player), self.averagers[player]
         self.learner.zero_grad(set_to_none=True)
+        averager.begin()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            terms = self.learner(views, progress, player)
+            terms = self.terms(views, progress, player)
         values = torch.stack([t.float() for t in terms.values()])
         values.sum().backward()
-        for p in parameters:  # an untouched parameter's gradient is 0, so momentum and decay go on
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        self.world.mean_gradients(parameters)
+        fill_gradients(parameters)
+        averager.finish()
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        values = self._told(values.detach())
-        *means, stop, save, total_norm = torch.cat([values, norm.reshape(1)]).tolist()  # the step's only wait
-        self.wish_to_stop |= stop > 0
-        self.wish_to_save |= save > 0
-        return dict(zip(terms, means, strict=True)), total_norm
+        return tuple(terms), torch.cat([self._told(values.detach()), norm.reshape(1)])
 
     def _told(self, terms: Float[Tensor, " n"]) -> Float[Tensor, " n+2"]:
         """The terms' means over the ranks, and whether any rank was asked to stop, or to save by rank 0's clock."""
         wishes = [float(self.stop.on), float(self.world.talks and self._due())]
-        return self.world.mean(torch.cat([terms, torch.tensor(wishes, device=terms.device)]))
+        return self.world.mean(torch.cat([terms, *(terms.new_full((1,), wish) for wish in wishes)]))
 
-    def _skips(self, loss: float) -> bool:
+    def _heard(self, names: Sequence[str], values: list[float]) -> tuple[dict[str, float], float]:
+        """The terms by name and the norm; notes what the ranks wish."""
+        *means, stop, save, norm = values
+        self.wish_to_stop |= stop > 0
+        self.wish_to_save |= save > 0
+        return dict(zip(names, means, strict=True)), norm
+
+    @property
+    def _skipped_above(self) -> float:
+        return math.inf if self.config.skip_loss_above is None else self.config.skip_loss_above
+
+    def _may_skip(self) -> bool:
+        """Whether a step with a large loss is skipped now (released code)."""
         c = self.config
-        return (
-            c.skip_loss_above is not None
-            and loss > c.skip_loss_above
-            and self.step >= c.skip_loss_after_epoch * self.per_epoch
-        )
+        return c.skip_loss_above is not None and self.step >= c.skip_loss_after_epoch * self.per_epoch
 
     def _set_lr(self) -> float:
         c = self.config
@@ -378,10 +515,10 @@ class Trainer:
 
         With batch statistics as in training, leaving no trace in the buffers.
         """
-        undo = snapshot(self.learner, {})
+        before = Snapshot(self.learner, {})
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             watched, extra = self.learner.diagnostics(views), self.learner.figures(views)
-        undo()
+        before.undo()
         figures = measure(watched) | {name: float(value) for name, value in extra.items()}
         if self.world.size > 1 and figures:  # the ranks' own batches; they must come to one judgement
             means = self.world.mean(torch.tensor(list(figures.values()), device=self.device)).tolist()

@@ -2,8 +2,52 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pcrl_cli.pure.precision import at_least_float32
+
+SAFE_AXIS = 4
+"""Voxels along the shortest axis from which on a bfloat16 convolution on a CPU has the right gradient (docs/LOG.md)."""
+
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d`, and on a CPU two things besides, where it is faster and where it would be wrong.
+
+    Maps come in the layout of the weights: deep layers, whose weights outweigh their maps, keep the contiguous one
+    (`engine.layout`), and a mixture would copy 28 MB of weights at every call. Under bfloat16 autocast small maps are
+    convolved in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if self.weight.is_contiguous() and not self.weight.is_contiguous(memory_format=torch.channels_last_3d):
+            x = x.contiguous()
+        if is_small_in_bf16(x):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
+def is_small_in_bf16(x: Tensor) -> bool:
+    """Whether a 3D convolution of this map would have a wrong gradient: bfloat16 on a CPU, an axis under SAFE_AXIS."""
+    return x.device.type == "cpu" and min(x.shape[2:]) < SAFE_AXIS and torch.is_autocast_enabled("cpu")
+
+
+def compose(weight: Tensor) -> Tensor:
+    """The weights of the transposed convolution k4 s2 p1 that equals nearest up-sampling by 2 and a convolution k3 p1.
+
+    (c_out, c_in, 3, ...) -> (c_in, c_out, 4, ...). Along an axis the taps w0, w1, w2 become w2, w1 + w2, w0 + w1, w0:
+    of the three voxels that an output voxel saw, two were copies of one. Exact but for the rounding of these sums.
+    """
+    weight = weight.transpose(0, 1)
+    for axis in range(2, weight.dim()):
+        flipped = weight.flip(axis)
+        edge = torch.zeros_like(flipped.narrow(axis, 0, 1))
+        weight = torch.cat([flipped, edge], axis) + torch.cat([edge, flipped], axis)
+    return weight
 
 
 @dataclass(frozen=True)
@@ -16,6 +60,14 @@ class Axes:
     norm: type[nn.Module]
     linear: str
 
+    def up_conv(self, x: Tensor, conv: nn.Module) -> Tensor:
+        """`conv(interpolate(x, scale 2, nearest))` of a convolution k3 p1, in one transposed convolution k4 s2 p1."""
+        up = F.conv_transpose3d if self.n == 3 else F.conv_transpose2d
+        if is_small_in_bf16(x):
+            with torch.autocast("cpu", enabled=False):
+                return up(x.float(), compose(conv.weight), conv.bias, 2, 1)  # type: ignore[arg-type]
+        return up(x, compose(conv.weight), conv.bias, 2, 1)  # type: ignore[arg-type]
+
     def up_linear(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         """(Bi-, tri-)linear up-sampling at half-pixel centres (`align_corners=False`)."""
         return F.interpolate(x, size, mode=self.linear, align_corners=False)
@@ -23,7 +75,7 @@ class Axes:
 
 AXES = {
     2: Axes(2, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, "bilinear"),
-    3: Axes(3, nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, "trilinear"),
+    3: Axes(3, Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, "trilinear"),
 }
 
 
@@ -35,5 +87,9 @@ class ConvBnReLU(nn.Sequential):
 
 
 def gap(x: Tensor) -> Tensor:
-    """Global average pooling, in float32: (b, c, *space) -> (b, c)."""
-    return x.float().flatten(2).mean(2)
+    """Global average pooling, in float32: (b, c, *space) -> (b, c).
+
+    Summed along the memory's order, so that the gradient comes back in the layout of x.
+    """
+    x = at_least_float32(x)
+    return x.flatten(2).mean(2) if x.is_contiguous() else x.movedim(1, -1).flatten(1, -2).mean(1)

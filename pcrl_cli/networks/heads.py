@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pcrl_cli.networks.blocks import AXES, ConvBnReLU, gap
+from pcrl_cli.pure.precision import at_least_float32
 
 RestoreHead = Literal["paper", "released"]
 
@@ -38,7 +39,7 @@ class Restoration(nn.Module):
         self.sigmoid = sigmoid
 
     def forward(self, f: Float[Tensor, "b c *small"], size: tuple[int, ...]) -> Float[Tensor, "b channels *space"]:
-        restored = self.layers(f).float()  # before the sigmoid: bfloat16 has steps of 0.004 below 1
+        restored = at_least_float32(self.layers(f))  # before the sigmoid: bfloat16 has steps of 0.004 below 1
         return self.axes.up_linear(restored.sigmoid() if self.sigmoid else restored, size)
 
 

@@ -25,15 +25,22 @@ def item_shapes(cache: Cache, group: str) -> Shapes:
     return {name: tuple(facts["shape"][1:]) for name, facts in arrays.items()}
 
 
-def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Shapes = PAPER) -> float:
+def view_shapes(config: Config) -> Shapes:
+    """The same of what a step in 2D cuts from one image, three channels of it."""
+    r = config.images
+    local = (r.locals, 3, r.local_side, r.local_side)
+    return {"globals": (2, 3, r.global_side, r.global_side), "locals_sub": local, "locals_multi": local}
+
+
+def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Shapes = PAPER, dim: int = 3) -> float:
     """FLOP of one forward and backward pass of PCRLv2.
 
     scale: the drawn one; None: the mean over all that may be drawn.
-    shapes: of the cached pairs; the paper's by default.
+    shapes: of the cached pairs, in 2D of the views; the paper's pairs by default.
     """
     if scale is None:
         scales = sorted({*config.restore_at, *config.compare_at})
-        return sum(step_flops(config, batch, s, shapes) for s in scales) / len(scales)
+        return sum(step_flops(config, batch, s, shapes, dim) for s in scales) / len(scales)
     only = config.model_copy(
         update={
             "restore_scales": (scale,) if config.restore_at else (),
@@ -41,7 +48,7 @@ def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Sha
         }
     )
     with torch.device("meta"):
-        learner = PCRLv2(config, Stored(3, shapes["globals"][1], (1.0, 0.0))).train()
+        learner = PCRLv2(config, Stored(dim, shapes["globals"][1], (1.0, 0.0))).train()
         views = _views(batch, config, shapes)
     views["scales"] = draw_scales(only, Stream.of("cost"), views["l"].shape[1] if "l" in views else 0)
     counter = FlopCounterMode(display=False)

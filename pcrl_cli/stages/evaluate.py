@@ -94,15 +94,15 @@ def evaluate(
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
     workflow, given = workflow_of(module), _options(module, settings.task, options or {})
-    work = Work(module, settings, opened, where, listener)
-    check_thresholds(fail_under or {}, workflow.metric_names(work))
-    model = load_task(opened_run, settings, opened).to(where).eval()
-    with tf32(False):  # the same numbers on every card
-        scores = workflow.score(work, model, split, given)
     name = f"{split}-{opened.path.name}" if external else split
     out = (
         folder / "evaluation" / "-".join([name, *(key.split("_")[0] for key, value in given.items() if value is True)])
     )
+    work = Work(module, settings, opened, where, listener, out)
+    check_thresholds(fail_under or {}, workflow.metric_names(work))
+    model = load_task(opened_run, settings, opened).to(where).eval()
+    with tf32(False):  # the same numbers on every card
+        scores = workflow.score(work, model, split, given)
     result = EvaluateResult(
         run=folder,
         task=settings.task,
@@ -213,6 +213,7 @@ def _leaks(contract: Contract, cache: Cache, split: SplitName, settings: Finetun
         ]
     chosen = ["the epoch was chosen by this part, so its numbers are optimistic"]
     notes = chosen if split == "val" and not external and known.selected else []
+    notes = [*notes, patients.UNKNOWN] if known.unknown else notes
     seen = patients.seen(known, cache, names, selected_too=external)
     if not seen:
         return notes

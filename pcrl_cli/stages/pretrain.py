@@ -1,6 +1,7 @@
 """A cache of crop pairs to a pre-trained encoder."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
@@ -16,17 +17,20 @@ from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.rng import Rng
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache, open_cache
-from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
+from pcrl_cli.networks.transfer import TransferReport, Weights, load_encoder
 from pcrl_cli.stages import cost, training
 from pcrl_cli.stages import patients as patients_of
 from pcrl_cli.stages.probe import probe_features, why_not
 from pcrl_cli.stages.report import pretrain_report
 from pcrl_cli.stages.results import Plan, Result
+from pcrl_cli.stages.weights import initial
 from pcrl_cli.stages.workspace import Workspace
 
 MethodConfig = TypeVar("MethodConfig", bound=BaseModel)
@@ -46,11 +50,14 @@ class PretrainSettings(Settings, Generic[MethodConfig]):
     learner: MethodConfig
     train: TrainConfig
     set_aside: float = Field(0.0, ge=0, lt=1, description="share of the training patients kept for fine-tuning")
+    init: str | None = Field(
+        None, description="imagenet=FILE: a local torchvision state dict that the 2D encoder starts from"
+    )
     any_recipe: bool = Field(False, description="accept a cache that was made for another recipe")
     probe_every_epochs: int | None = Field(
         None,
         ge=0,
-        description="k-NN and linear probe while training; none: every tenth of the run; 0: never",
+        description="k-NN and linear probe while training; none: every tenth of the run, in 2D never; 0: never",
     )
 
 
@@ -67,6 +74,10 @@ class PretrainResult(Result):
     """Of encoders a step, over all networks: views of one size that pass together count once."""
     voxels: int
     """That enter encoders in a step of this rank."""
+    start: str = "random"
+    """What the encoder started from: a file, or random numbers."""
+    transfer: dict[str, Any] | None = None
+    """What became of every key of that file."""
     residency: str
     outcome: dict[str, Any]
 
@@ -154,7 +165,12 @@ def _pretrain(
     _require_recipe(opened, settings)
     _require_batch(settings, world)
     training.note_partial(opened, listener)
-    fingerprint = training.run_fingerprint("pretrain", settings, training.manifest_digest(opened))
+    start = _start(settings)
+    decisive = settings.model_copy(update={"init": None})  # the file's content decides, not its place
+    inputs = (training.manifest_digest(opened), *([start.digest] if start else []))
+    fingerprint = training.run_fingerprint("pretrain", decisive, *inputs)
+    if start is None and settings.dim == "2d" and settings.recipe == "released":
+        listener.warn("recipe released starts from ImageNet's weights; without --init imagenet=FILE this run is random")
     out = out or workspace.run("pretrain", path.name, fingerprint)
     if dry_run:
         figures = _cost(settings, opened, device)
@@ -164,12 +180,13 @@ def _pretrain(
         if done is not None:
             return done
     open_run = partial(training.open_run, out, "pretrain", settings, fingerprint, overwrite)
-    return _train(settings, opened, open_run, out, device, cache_on, world, listener)
+    return _train(settings, opened, start, open_run, out, device, cache_on, world, listener)
 
 
 def _train(
     settings: PretrainSettings,
     cache: Cache,
+    start: Weights | None,
     open_run: training.OpenRun,
     out: Path,
     device: torch.device,
@@ -180,6 +197,7 @@ def _train(
     require_trainable(settings.train, device)
     patients = training_patients(cache, settings.set_aside)
     learner = build_learner(settings, cache)
+    transfer = _load(learner, start, cache) if start else None
     loader = source(settings, cache, patients, device, cache_on, world)
     training.try_views(learner, loader)
     validate = _probing(settings, learner, cache, device, loader)
@@ -221,6 +239,8 @@ def _train(
         parameters=training.count_parameters(learner),
         passes=passes,
         voxels=voxels,
+        start=str(start.path) if start else "random",
+        transfer=asdict(transfer) if transfer else None,
         residency=loader.residency,
         outcome=training.outcome_dict(outcome, run),
     )
@@ -228,6 +248,34 @@ def _train(
         pretrain_report(run, result, pictures)
         run.finish(result.model_dump(mode="json"))
     return result
+
+
+def _start(settings: PretrainSettings) -> Weights | None:
+    """What the settings name to start from.
+
+    Raises:
+        ConfigError: it is for 2D alone; see also `weights.initial`.
+    """
+    if settings.init is None:
+        return None
+    if settings.dim != "2d":
+        raise ConfigError("--init imagenet=FILE is for --dim 2d: ImageNet's images have two dimensions; leave it out")
+    return initial(settings.init)
+
+
+def _load(learner: Learner, start: Weights, cache: Cache) -> TransferReport:
+    """The encoder starts from these weights, every key accounted for.
+
+    Raises:
+        ConfigError: they are of another width.
+    """
+    own, found = learner.architecture, start.contract.architecture
+    if own != found:
+        raise ConfigError(
+            f"{start.path} is {found.encoder} of width {found.width}, and the encoder would be {own.encoder} of width "
+            f"{own.width}; set --width {found.width}"
+        )
+    return load_encoder(learner.encoder, start, training.domain_of(cache))
 
 
 def training_patients(cache: Cache, set_aside: float) -> tuple[str, ...]:
@@ -268,6 +316,7 @@ def source(
         cache_on,
         rank=world.rank,
         ranks=world.size,
+        deals=settings.train.deals,
         rows=cache.rows(group, arrays[0], cases, patients),
     )
 
@@ -313,6 +362,8 @@ def _probing(
         ConfigError: it was asked for, and the cache cannot serve.
     """
     every = settings.probe_every_epochs
+    if every is None and settings.dim == "2d":  # a whole data set of images is too much to look at by default
+        return None
     if every is None:
         steps = settings.train.steps or settings.train.epochs * loader.steps_per_epoch
         every = steps // loader.steps_per_epoch // PROBES
@@ -364,7 +415,9 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
 
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
     """Of one step with this cache's crops; None for a method that is not PCRLv2, whose steps are not counted."""
-    if not isinstance(settings.learner, cost.Config) or settings.dim != "3d":
+    if not isinstance(settings.learner, cost.Config):
         return None
-    group = find("method", settings.method, METHODS).GROUPS[3]
-    return cost.step_flops(settings.learner, settings.train.batch, shapes=cost.item_shapes(cache, group))
+    dim = axes(settings.dim)
+    group = find("method", settings.method, METHODS).GROUPS[dim]
+    shapes = cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)
+    return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=dim)

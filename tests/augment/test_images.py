@@ -265,6 +265,14 @@ def test_blur_is_scipys_gaussian_and_is_skipped_half_the_time():
     assert 0 < (params.sigma_pixel == 0).sum() < 12
 
 
+@pytest.mark.parametrize("shape", [(30, 26), (9, 8), (5, 5)])
+def test_both_ways_to_blur_are_one(shape):
+    image, params = pictures(8, *shape), im.draw_blur(streams("both ways", 8), 0.7, (0.0, 2.0))
+    assert torch.allclose(im.blur(image, params), im._blur_by_matrix(image, params), atol=1e-6)
+    none = im.Blur(torch.zeros(8), 8)
+    assert torch.equal(im.blur(image, none), image)
+
+
 def plain_jitter(v, b, c, contrast_first):
     def brightness(v):
         return np.clip(v * b, 0, 1)

@@ -31,6 +31,8 @@ VERBS = {
     "prep": lambda recipe_, layers=(): prep_settings("luna", recipe_, layers),
     "pretrain": lambda recipe_, layers=(): pretrain_settings(None, recipe_, None, layers),
     "finetune": lambda recipe_, layers=(): finetune_settings("luna", recipe_, layers),
+    "finetune lits": lambda recipe_, layers=(): finetune_settings("lits", recipe_, layers),
+    "finetune brats": lambda recipe_, layers=(): finetune_settings("brats", recipe_, layers),
 }
 
 
@@ -177,7 +179,7 @@ def test_an_empty_config_file_changes_nothing(tmp_path):
 def test_both_recipes_are_valid_and_every_key_of_theirs_arrives(verb, name):
     settings, origin = VERBS[verb](name)
     paths = {"prep": ("prep", "crops"), "pretrain": ("pretrain", "pcrlv2", "3d"), "finetune": ("finetune", "luna")}
-    values = recipe(name, *paths[verb])
+    values = recipe(name, *paths.get(verb, verb.split()))
     assert values, "the recipe says nothing about this verb"
     dumped = dict(leaves(settings.model_dump()))
     for key, value in leaves(values):
@@ -192,8 +194,8 @@ def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     assert tree.keys() == {"prep", "pretrain", "finetune"}
     assert tree["prep"].keys() <= KINDS.keys()
     assert tree["pretrain"].keys() == {"pcrlv2"}
-    assert tree["pretrain"]["pcrlv2"].keys() == {"3d"}
-    assert tree["finetune"].keys() == {"luna"}
+    assert tree["pretrain"]["pcrlv2"].keys() == {"2d", "3d"}
+    assert tree["finetune"].keys() == {"luna", "lits", "brats", "chest"}
 
 
 def presets():

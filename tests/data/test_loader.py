@@ -10,8 +10,10 @@ import torch
 from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.plan import Drawn
 from pcrl_cli.core.source import Source
-from pcrl_cli.data.cache import Cache, gather_manifest, open_cache, shard_path, write_shard, write_split
-from pcrl_cli.data.loader import AHEAD, Loader, shuffled
+from pcrl_cli.data.ahead import AHEAD
+from pcrl_cli.data.cache import gather_manifest, open_cache, shard_path, write_shard, write_split
+from pcrl_cli.data.direct import Direct
+from pcrl_cli.data.loader import Loader, shuffled
 
 ITEMS = {"a": 5, "b": 1, "c": 7, "d": 4}  # 17; `number` counts them
 CPU = torch.device("cpu")
@@ -236,10 +238,106 @@ def test_an_error_while_reading_ahead_is_raised_and_ends_the_thread(cache, tmp_p
 
 
 def test_a_slow_consumer_does_not_make_the_thread_read_everything(cache, monkeypatch):
-    asked, read = [], Cache.read
-    monkeypatch.setattr(Cache, "read", lambda *args, **options: (asked.append(1), read(*args, **options))[1])
+    asked, read = [], Direct.read
+    monkeypatch.setattr(Direct, "read", lambda *args: (asked.append(1), read(*args))[1])
     batches = loader(cache, where="disk").batches(0)
     next(batches)
     threading.Event().wait(0.3)
     batches.close()
     assert 2 <= len(asked) <= AHEAD + 2
+
+
+# ---- items straight from their files
+
+
+def test_items_read_directly_are_those_that_h5py_reads(cache):
+    direct = Direct(cache, "g", ("voxels", "number"), cache.cases())
+    for items in (np.arange(17), np.array([16, 0, 5, 5, 12]), np.empty(0, np.int64)):
+        out = direct.room(len(items))
+        direct.read(items, out)
+        expected = cache.read("g", ("voxels", "number"), cache.cases(), rows=items).arrays
+        assert all(np.array_equal(out[k], expected[k]) and out[k].dtype == expected[k].dtype for k in expected)
+    assert all(offsets is not None for offsets in direct.offsets.values())
+    direct.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("pcrl-read")]
+
+
+def test_what_is_packed_or_chunked_otherwise_is_read_too(tmp_path):
+    (tmp_path / "shards").mkdir()
+    draw = np.random.default_rng(0)
+    arrays = {"packed": draw.integers(0, 9, (5, 4), np.int16), "large": draw.integers(0, 9, (5, 8, 4), np.int16)}
+    drawn = Drawn(arrays, Counter(), {"large": (2, 4, 4)}, frozenset({"packed"}))
+    write_shard(tmp_path, "a", {"g": drawn}, {"patient": "p", "settings": "f00d", "source": {}})
+    write_split(tmp_path, ["p"], 0)
+    gather_manifest(tmp_path, {"reader": "test", "fingerprint": "f00d"})
+    for name in arrays:
+        direct = Direct(open_cache(tmp_path), "g", (name,), ("a",))
+        out = direct.room(3)
+        direct.read(np.array([4, 0, 2]), out)
+        assert direct.offsets == {0: None}
+        assert np.array_equal(out[name], arrays[name][[4, 0, 2]])
+
+
+def test_a_shard_that_is_cut_short_while_training_is_named(cache, tmp_path):
+    shutil.copytree(cache.path, tmp_path / "cut")
+    direct = Direct(open_cache(tmp_path / "cut"), "g", ("voxels",), cache.cases())
+    direct.read(np.arange(17), direct.room(17))
+    path = shard_path(tmp_path / "cut", "c")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(IntegrityError, match=r"c\.h5 is torn or unreadable: run `pcrl prep` again"):
+        direct.read(np.arange(17), direct.room(17))
+    path.unlink()
+    with pytest.raises(IntegrityError, match=r"c\.h5 is missing"):
+        direct.read(np.arange(17), direct.room(17))
+
+
+# ---- caches beyond one memory
+
+
+def dealt_loader(cache, rank=0, ranks=1, where="ram", deals=6):
+    return loader(cache, batch=6, rank=rank, ranks=ranks, where=where, deals=deals)
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_dealt_items_come_in_the_same_order_for_any_number_of_ranks(cache, ranks, where):
+    alone = numbers(take(dealt_loader(cache), 7))
+    parts = [numbers(take(dealt_loader(cache, r, ranks, where), 7)) for r in range(ranks)]
+    assert [[parts[k % ranks][s][k // ranks] for k in range(6)] for s in range(7)] == alone
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 1), (2, 2), (3, 3)])
+def test_a_rank_keeps_its_parts_only(cache, ranks, share):
+    kept = []
+    for r in range(ranks):
+        source = dealt_loader(cache, r, ranks)
+        kept.append(len(source.resident["number"]))
+        seen = set(chain(*numbers(take(source, 30))))
+        assert seen <= set(source.resident["number"].tolist())
+    assert sum(kept) == 17
+    assert max(kept) <= 17 / share + 3
+
+
+def test_every_dealt_item_is_seen_and_an_epoch_repeats_none(cache):
+    source = dealt_loader(cache)
+    epochs = [list(chain(*numbers(take(source, 2, 2 * e)))) for e in range(40)]
+    assert all(len(set(e)) == len(e) == 12 for e in epochs)
+    assert set(chain(*epochs)) == set(range(17))
+
+
+def test_parts_that_do_not_fit_the_batch_are_refused(cache):
+    with pytest.raises(ConfigError, match=r"train\.deals \(4\) does not divide the batch \(6\)"):
+        dealt_loader(cache, deals=4)
+    with pytest.raises(ConfigError, match="leave it out"):
+        loader(cache, batch=2, deals=2, order=lambda epoch: np.arange(4))
+
+
+def test_ranks_of_one_machine_share_its_memory(cache, monkeypatch):
+    class Memory:
+        available = 5 * 17 * (6 * 2 + 8)
+
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
+    assert loader(cache, where="auto").place == "ram"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert loader(cache, where="auto").place == "disk"
+    assert "for each of 3 ranks here" in loader(cache, where="auto").residency

@@ -1,0 +1,136 @@
+"""A batch file for Slurm: a pre-training on some nodes, which puts itself back in the queue until it is finished."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from pcrl_cli.core.config import Settings
+from pcrl_cli.core.errors import ConfigError, Preempted
+from pcrl_cli.core.files import write_atomic
+from pcrl_cli.stages.results import Result
+
+VERBS = ("pretrain", "finetune")
+"""What trains, and so what several processes and a continuation are for."""
+
+PORT = 29400
+
+
+class Job(Settings):
+    """What is asked of Slurm."""
+
+    nodes: int = Field(1, ge=1)
+    gpus: int = Field(1, ge=1, description="a node")
+    hours: float = Field(24, gt=0, description="after which Slurm ends the job; it is told `warn_seconds` before")
+    warn_seconds: int = Field(300, ge=60, description="enough for a step and a checkpoint")
+    cpus_a_gpu: int = Field(8, ge=1)
+    memory_gb: int | None = Field(None, ge=1, description="a node; none: what the partition gives")
+    name: str = "pcrl"
+    partition: str | None = None
+    account: str | None = None
+    setup: str = Field("", description="shell lines before the start, e.g. `source .venv/bin/activate`")
+
+
+class SlurmResult(Result):
+    schema_name: ClassVar[str] = "pcrl.slurm/1"
+    path: Path | None
+    text: str
+
+
+def slurm(command: Sequence[str], job: Job | None = None, out: Path | None = None) -> SlurmResult:
+    """The batch file that runs `pcrl COMMAND...` under torchrun on every node of a job.
+
+    Args:
+        command: a verb and its options, e.g. ["pretrain", "cache/luna", "--out", "runs/a"].
+        out: where it is written; nowhere if None.
+
+    Raises:
+        ConfigError: the command does not train, or a text would break out of its line. MachineError: `out` cannot be written.
+    """
+    job = job or Job()
+    if not command or command[0] not in VERBS:
+        raise ConfigError(
+            f"`pcrl {shlex.join(command)}` does not train; give one of {', '.join(VERBS)} with its options after --"
+        )
+    for name in ("name", "partition", "account"):
+        value = getattr(job, name)
+        if value is not None and (not value or any(c.isspace() for c in value)):
+            raise ConfigError(f"{name} {value!r} holds white space or nothing; Slurm wants one word")
+    text = batch_file(command, job)
+    if out is not None:
+        write_atomic(out, text.encode())
+    return SlurmResult(path=out, text=text)
+
+
+def batch_file(command: Sequence[str], job: Job) -> str:
+    """One srun task a node; torchrun starts a process a GPU and finds the other nodes by the first one's name.
+
+    Slurm sends SIGUSR1 to the batch shell (`B:`) before the time is over, and the shell lets Slurm send it to every
+    process of the job's step. They save and leave with 75, and the job goes back into the queue under its own number.
+    """
+    minutes = max(1, round(job.hours * 60))
+    asked = [
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        "--ntasks-per-node=1",
+        f"--gpus-per-node={job.gpus}",
+        f"--cpus-per-task={job.gpus * job.cpus_a_gpu}",
+        f"--time={minutes // 60:02d}:{minutes % 60:02d}:00",
+        f"--signal=B:USR1@{job.warn_seconds}",
+        "--requeue",
+        "--open-mode=append",
+        "--output=%x-%j.log",
+    ]
+    asked += [f"--mem={job.memory_gb}G"] if job.memory_gb else []
+    asked += [f"--partition={job.partition}"] if job.partition else []
+    asked += [f"--account={job.account}"] if job.account else []
+    head = "\n".join(f"#SBATCH {line}" for line in asked)
+    setup = f"{job.setup.strip()}\n" if job.setup.strip() else ""
+    return TEMPLATE.format(
+        head=head,
+        setup=setup,
+        threads=job.cpus_a_gpu,
+        nodes=job.nodes,
+        gpus=job.gpus,
+        port=PORT,
+        stopped=Preempted.exit_code,
+        command=shlex.join(command),
+    )
+
+
+TEMPLATE = """#!/bin/bash
+{head}
+# written by `pcrl slurm`; submit with: sbatch THIS_FILE
+
+{setup}export OMP_NUM_THREADS={threads}
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+id="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
+
+# before the time is over, or when the job is to make room: every process of the training saves and ends with {stopped}
+asked=0
+save() {{
+    asked=1
+    scancel --signal=USR1 "$SLURM_JOB_ID"
+}}
+trap save USR1 TERM
+
+# torchrun would die of the signal; what is ignored here is ignored there, and pcrl's processes listen for themselves
+srun --kill-on-bad-exit=0 bash -c 'trap "" USR1; exec torchrun --nnodes={nodes} --nproc-per-node={gpus} --max-restarts=0 \\
+    --rdzv-backend=c10d --rdzv-id="$0" --rdzv-endpoint="$1:{port}" -m pcrl_cli "${{@:2}}"' \\
+    "$id" "$first" {command} &
+training=$!
+while true; do
+    wait "$training"
+    code=$?
+    kill -0 "$training" 2>/dev/null || break  # a signal ended the wait, and the training goes on
+done
+
+# torchrun ends with 1 whatever its processes ended with, so after a request to save any failure means: go on later
+if [ "$code" -eq {stopped} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit {stopped}
+fi
+exit "$code"
+"""
