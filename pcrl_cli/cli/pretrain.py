@@ -71,7 +71,13 @@ def command(
     from pcrl_cli.stages.workspace import Workspace
 
     flags = console.given(
-        recipe=recipe, preset=preset, method=method, dim=dim, set_aside=set_aside, init=init, probe_every_epochs=probe_every
+        recipe=recipe,
+        preset=preset,
+        method=method,
+        dim=dim,
+        set_aside=set_aside,
+        init=init,
+        probe_every_epochs=probe_every,
     )
     flags["train"] = console.training(epochs, steps, batch, precision, seed, keep)
     flags["train"] |= {"stop_on_collapse": True} if stop_on_collapse else {}

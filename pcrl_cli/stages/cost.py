@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcrl_cli.core.learner import Learner, Progress, Stored, Views
-from pcrl_cli.core.rng import Stream
+from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views
+from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, draw_scales
 from pcrl_cli.networks.encoder import Encoder
@@ -39,12 +39,24 @@ def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Sha
     shapes: of the cached pairs, in 2D of the views; the paper's pairs by default.
     """
     if scale is None:
-        scales = sorted({*config.restore_at, *config.compare_at})
-        return sum(step_flops(config, batch, s, shapes, dim) for s in scales) / len(scales)
+        restore, compare = config.restore_at, config.compare_at
+        n = max(len(restore), len(compare))
+
+        def drawn(scales: tuple[int, ...], k: int) -> int | None:
+            return scales[k * len(scales) // n] if scales else None
+
+        return sum(_flops_at(config, batch, drawn(restore, k), drawn(compare, k), shapes, dim) for k in range(n)) / n
+    return _flops_at(
+        config, batch, scale if config.restore_at else None, scale if config.compare_at else None, shapes, dim
+    )
+
+
+def _flops_at(config: Config, batch: int, restore: int | None, compare: int | None, shapes: Shapes, dim: int) -> float:
+    """With these scales drawn for restoration and comparison."""
     only = config.model_copy(
         update={
-            "restore_scales": (scale,) if config.restore_at else (),
-            "compare_scales": (scale,) if config.compare_at else (),
+            "restore_scales": (restore,) if restore is not None else (),
+            "compare_scales": (compare,) if compare is not None else (),
         }
     )
     with torch.device("meta"):
@@ -63,6 +75,24 @@ def _views(batch: int, config: Config, shapes: Shapes) -> Views:
     if config.crop != "none":
         views["l"] = torch.zeros(batch, *shapes[f"locals_{config.crop}"])
     return views
+
+
+def learner_flops(learner: Learner, batch: Batch, samples: int) -> float:
+    """FLOP of one step of any learner with so many samples, all players, from two samples on the CPU.
+
+    The views are made; the rest is counted on meta tensors. The learner is of no use afterwards.
+    """
+    two = {name: array[:2] for name, array in batch.items()}
+    with torch.no_grad():
+        views = learner.views(two, Rng.at(0, 0, torch.arange(2)))
+    views = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in views.items()}
+    learner.to("meta").train()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for player in learner.players():
+            terms = learner.losses(views, Progress(0, 1), player)
+            torch.stack(list(terms.values())).sum().backward()
+    return float(counter.get_total_flops()) * samples / 2
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
@@ -407,6 +408,7 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
         "device": device.type,
     }
     flops = _step_flops(settings, cache)
+    figures["parameters"] = training.count_parameters(build_learner(settings, cache))
     if flops is not None:
         figures["tflop per step"] = round(flops / 1e12, 3)
         figures["hours (arithmetic alone)"] = round(flops * steps / cost.machine_rate(device) / 3600, 2)
@@ -414,10 +416,17 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
 
 
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
-    """Of one step with this cache's crops; None for a method that is not PCRLv2, whose steps are not counted."""
-    if not isinstance(settings.learner, cost.Config):
-        return None
+    """Of one step with this cache's crops; None where a method's losses cannot be counted without arithmetic."""
     dim = axes(settings.dim)
     group = find("method", settings.method, METHODS).GROUPS[dim]
+    if not isinstance(settings.learner, cost.Config):
+        cases = cache.cases("train")[:2]
+        batch = cache.read(group, settings.learner.arrays(dim), cases, rows=np.arange(2)).arrays
+        learner = build_learner(settings, cache)
+        two = {name: torch.from_numpy(array) for name, array in batch.items()}
+        try:
+            return cost.learner_flops(learner, two, settings.train.batch)
+        except (NotImplementedError, RuntimeError):
+            return None
     shapes = cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)
     return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=dim)

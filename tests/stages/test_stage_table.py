@@ -58,10 +58,14 @@ def whole(tmp_path_factory, chain):
     return table(path, out=folder / "out", workspace=chain.workspace)
 
 
-def numbers(folder):
-    """All that must not depend on how the table came about."""
-    kept = ("predictions.csv", "table.csv", "table.tex", "model.safetensors")
-    return {name: data for name, data in contents(folder).items() if name.endswith(kept) and "/best/" not in name}
+def numbers(folder, ratio=0.4):
+    """All of a ratio that must not depend on how the table came about."""
+    kept = ("predictions.csv", "model.safetensors")
+    return {
+        name: data
+        for name, data in contents(folder).items()
+        if name.endswith(kept) and (f"/{ratio}/" in name or f"-aside-{ratio}/" in name)
+    }
 
 
 def test_every_cell_is_there_with_mean_deviation_and_interval(whole):
@@ -108,7 +112,7 @@ def test_the_same_call_again_does_nothing_again(whole, chain, monkeypatch):
 
 
 def test_killed_and_continued_equals_undisturbed(whole, chain, write, tmp_path, monkeypatch):
-    spec, out, real, calls = write(), tmp_path / "out", stage.finetune, []
+    spec, out, real, calls = write(ratios=[0.4]), tmp_path / "out", stage.finetune, []
 
     def dies(*args, **kwargs):
         calls.append(kwargs["out"])
@@ -121,12 +125,14 @@ def test_killed_and_continued_equals_undisturbed(whole, chain, write, tmp_path, 
         table(spec, out=out, workspace=chain.workspace)
     monkeypatch.setattr(stage, "finetune", real)
     continued = table(spec, out=out, workspace=chain.workspace)
-    assert (continued.done, continued.cells) == (12, 12)
+    assert (continued.done, continued.cells) == (6, 6)
+    assert len(numbers(out)) >= 6 * 2
     assert numbers(out) == numbers(whole.out)
+    assert [e["0.4"] for e in continued.entries.values()] == [e["0.4"] for e in whole.entries.values()]
 
 
 def test_shards_make_it_together(whole, chain, write, tmp_path):
-    spec, out = write(), tmp_path / "out"
+    spec, out = write(ratios=[0.4]), tmp_path / "out"
     first = table(spec, out=out, workspace=chain.workspace, shard=(1, 2))
     assert 0 < first.done < first.cells
     assert len(first.missing) == first.cells - first.done
