@@ -348,6 +348,14 @@ def test_settings_of_training_are_refused(lits_run, tmp_path):
             predict(lits_run, [path], tmp_path / "out", device="cpu", layers=[("flags", values)])
 
 
+def test_variables_of_other_verbs_are_passed_over_and_those_of_inference_are_not(lits_run, tmp_path, bright):
+    layer = ("environment", {"train": {"lr": 1}, "learner": {"crop": [8, 8, 8], "threshold": 0.7}})
+    predict(lits_run, [scan(tmp_path / "a.nii.gz")], tmp_path / "out", device="cpu", layers=[layer])
+    record = json.loads((tmp_path / "out/predictions.json").read_text("utf-8"))
+    assert record["facts"]["inference"]["threshold"] == 0.7
+    assert record["facts"]["inference"]["crop"] == [16, 16, 16]
+
+
 def test_a_run_that_predicts_no_masks_is_refused(chain, tmp_path):
     for run in (chain.tuned.run, chain.pretrained.run):
         with pytest.raises(ConfigError, match=r"task luna, which has no masks|predicts nothing"):
