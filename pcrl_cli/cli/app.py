@@ -12,6 +12,7 @@ from pcrl_cli.cli import (
     config,
     console,
     demo,
+    discover,
     doctor,
     embed,
     evaluate,
@@ -26,6 +27,7 @@ from pcrl_cli.cli import (
     replay,
     report,
     slurm,
+    table,
 )
 
 
@@ -78,9 +80,11 @@ app = typer.Typer(
 
 for module in (
     prep,
+    discover,
     pretrain,
     finetune,
     evaluate,
+    table,
     predict,
     probe,
     embed,

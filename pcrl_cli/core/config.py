@@ -19,12 +19,14 @@ from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
 from pcrl_cli.core.files import read_sealed
 
 RECIPES = ("paper", "released")
+PRESETS = ("matched", "native")
 ENVIRONMENT = "environment"
 RESERVED = ("PCRL_WORKSPACE", "PCRL_DATA")  # variables that are not settings
 GROUPS = frozenset(
     (
         "reader",
         "recipe",
+        "preset",
         "seed",
         "spacing_mm",
         "intensity",
@@ -66,7 +68,18 @@ def recipe(name: str, *path: str) -> dict[str, Any]:
     """The values that a recipe holds at a path, such as ("pretrain", "pcrlv2", "3d"); empty where it holds none."""
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    tree: Any = yaml.safe_load(resources.files("pcrl_cli").joinpath("recipes", f"{name}.yaml").read_text("utf-8"))
+    return _values(name, path)
+
+
+def preset(name: str, *path: str) -> dict[str, Any]:
+    """The values that a preset holds for a (method, dimension); empty for PCRLv2, whose recipes say everything."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return _values("presets", (name, *path))
+
+
+def _values(file: str, path: Iterable[str]) -> dict[str, Any]:
+    tree: Any = yaml.safe_load(resources.files("pcrl_cli").joinpath("recipes", f"{file}.yaml").read_text("utf-8"))
     for key in path:
         tree = (tree or {}).get(key, {})
     return dict(tree or {})

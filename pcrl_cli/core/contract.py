@@ -84,6 +84,8 @@ class Contract(Settings):
     method: str = ""
     recipe: str = ""
     steps: int = 0
+    encoder_at: str = ""
+    """Prefix of the encoder's tensors in a checkpoint, such as `net.encoder.`; an export has none."""
     cache: str = ""
     """Fingerprint of the cache trained on."""
     pcrl: str = ""

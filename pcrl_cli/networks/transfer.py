@@ -96,7 +96,8 @@ def read_weights(path: Path) -> Weights:
         raise IntegrityError(
             f"the contract in {path} is damaged or of another version; export the weights again"
         ) from None
-    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
+    known = (contract.encoder_at or PREFIXES[0], *PREFIXES)
+    prefix = next((p for p in known if any(key.startswith(p) for key in tensors)), "")
     encoder = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     return Weights(path, encoder, contract, tuple(sorted(key for key in tensors if not key.startswith(prefix))))
 

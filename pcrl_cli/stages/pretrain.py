@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Field
 
 from pcrl_cli.core.config import Layer, Settings, build, picked
+from pcrl_cli.core.config import preset as preset_values
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Learner
@@ -20,7 +22,15 @@ from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
+from pcrl_cli.engine.trainer import (
+    Device,
+    TrainConfig,
+    Trainer,
+    Validate,
+    require_trainable,
+    resolve_device,
+    resolve_precision,
+)
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.transfer import TransferReport, Weights, load_encoder
@@ -42,6 +52,9 @@ class PretrainSettings(Settings, Generic[MethodConfig]):
 
     method: str
     recipe: str
+    preset: Literal["matched", "native"] | None = Field(
+        None, description="whose training: section 4.3's for all, or the method's own; none: PCRLv2's, its recipe"
+    )
     dim: Literal["2d", "3d"]
     learner: MethodConfig
     train: TrainConfig
@@ -66,6 +79,10 @@ class PretrainResult(Result):
     samples: int
     """Items of an epoch: crop pairs in 3D, images in 2D."""
     parameters: int
+    passes: int
+    """Of encoders a step, over all networks: views of one size that pass together count once."""
+    voxels: int
+    """That enter encoders in a step of this rank."""
     start: str = "random"
     """What the encoder started from: a file, or random numbers."""
     transfer: dict[str, Any] | None = None
@@ -75,7 +92,11 @@ class PretrainResult(Result):
 
 
 def pretrain_settings(
-    method: str | None = None, recipe: str | None = None, dim: str | None = None, layers: Sequence[Layer] = ()
+    method: str | None = None,
+    recipe: str | None = None,
+    dim: str | None = None,
+    layers: Sequence[Layer] = (),
+    preset: str | None = None,
 ) -> tuple[PretrainSettings, dict[str, str]]:
     """The resolved settings of `pcrl pretrain`, and where each value comes from.
 
@@ -88,10 +109,11 @@ def pretrain_settings(
     if axes(dim) not in module.GROUPS:
         defined = ", ".join(f"--dim {n}d" for n in module.GROUPS)
         raise ConfigError(f"method {method} is not defined for --dim {dim}; use {defined}")
-    base = recipe_values(recipe, "pretrain", method, dim)
-    chosen = {"method": method, "recipe": recipe, "dim": dim}
+    preset = preset or picked(layers, "preset", None) or "matched"
+    own, base = preset_values(preset, method, dim), recipe_values(recipe, "pretrain", method, dim)
+    chosen = {"method": method, "recipe": recipe, "dim": dim, "preset": preset if own else None}
     model = PretrainSettings[module.Config]  # type: ignore[name-defined]
-    return build(model, [(f"recipe {recipe}", base), *layers, ("choice", chosen)])
+    return build(model, [(f"preset {preset}", own), (f"recipe {recipe}", base), *layers, ("choice", chosen)])
 
 
 def pretrain(
@@ -100,6 +122,7 @@ def pretrain(
     dim: Literal["2d", "3d"] | None = None,
     method: str | None = None,
     recipe: str | None = None,
+    preset: str | None = None,
     layers: Sequence[Layer] = (),
     out: Path | None = None,
     workspace: Workspace | None = None,
@@ -122,7 +145,7 @@ def pretrain(
     listener, workspace = listener or Listener(), workspace or Workspace()
     if dim is not None and cache is not None:
         training.require_dim(open_cache(cache), axes(dim))
-    settings = pretrain_settings(method, recipe, dim, layers)[0]
+    settings = pretrain_settings(method, recipe, dim, layers, preset)[0]
     where = resolve_device(device)
     with training.joined(where) as world:
         return _pretrain(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
@@ -149,6 +172,7 @@ def _pretrain(
     training.require_dim(opened, dim)
     training.require_group(opened, group, f"method {settings.method}")
     _require_recipe(opened, settings)
+    _require_batch(settings, world)
     training.note_partial(opened, listener)
     start = _start(settings)
     decisive = settings.model_copy(update={"init": None})  # the file's content decides, not its place
@@ -190,7 +214,8 @@ def _train(
     if world.talks:
         run.write_record(cache=str(cache.path.resolve()), cache_fingerprint=training.manifest_digest(cache))
     seen = patients_of.hashed(cache, patients, run.record["fingerprint"])
-    contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0)
+    at = training.encoder_at(learner)
+    contract = training.contract_of(cache, learner.architecture, seen, settings.method, settings.recipe, 0, at)
     trainer = Trainer(
         learner,
         loader,
@@ -213,7 +238,7 @@ def _train(
         hint = "try `--width 8 --steps 200` here, or use a CUDA GPU"
         training.note_duration(listener, "this run", seconds, True, hint)
     outcome = trainer.fit()
-    pictures = _pictures(trainer, loader)
+    pictures, (passes, voxels) = _look(trainer, loader)
     result = PretrainResult(
         run=run.folder,
         weights=run.weights_path(),
@@ -221,6 +246,8 @@ def _train(
         patients=len(patients),
         samples=loader.items,
         parameters=training.count_parameters(learner),
+        passes=passes,
+        voxels=voxels,
         start=str(start.path) if start else "random",
         transfer=asdict(transfer) if transfer else None,
         residency=loader.residency,
@@ -316,7 +343,19 @@ def build_learner(settings: PretrainSettings, cache: Cache) -> Learner:
         return module.LEARNER(settings.learner, training.stored(cache))
 
 
+def _require_batch(settings: PretrainSettings, world: World) -> None:
+    least = getattr(find("method", settings.method, METHODS), "LEAST_BATCH", 2)
+    each = settings.train.batch // world.size
+    if each < least:
+        raise ConfigError(
+            f"method {settings.method} compares features behind a batch norm, which {each} samples a rank make "
+            f"meaningless; set --batch to {least * world.size} or more"
+        )
+
+
 def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
+    if settings.dim == "2d":  # whole images are cached, alike for both recipes
+        return
     made_for = cache.manifest["recipe"]
     if made_for != settings.recipe and not settings.any_recipe:
         raise ConfigError(
@@ -358,13 +397,14 @@ def _probing(
     return validate
 
 
-def _pictures(trainer: Trainer, loader: Loader) -> dict[str, Any]:
-    """Four samples as the network sees them now, with batch statistics as in training, for the report."""
+def _look(trainer: Trainer, loader: Loader) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Four samples as the network sees them now, with batch statistics as in training, for the report; and what a step costs."""
     learner = trainer.learner.train()
     positions, batch = next(loader.batches(0))
     with torch.no_grad():
         views = learner.views(batch, Rng.at(trainer.config.seed, 0, positions))
-        return {name: image[:4].float().cpu().numpy() for name, image in learner.pictures(views).items()}
+        pictures = {name: image[:4].float().cpu().numpy() for name, image in learner.pictures(views).items()}
+    return pictures, cost.encoder_passes(learner, views)
 
 
 def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dict[str, Any]:
@@ -377,18 +417,57 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
         "steps": steps,
         "device": device.type,
     }
+    figures["cache GB (training samples)"] = round(loader.bytes / 1e9, 3)
     flops = _step_flops(settings, cache)
+    figures["parameters"] = training.count_parameters(build_learner(settings, cache))
     if flops is not None:
-        figures["tflop per step"] = round(flops / 1e12, 3)
-        figures["hours (arithmetic alone)"] = round(flops * steps / cost.machine_rate(device) / 3600, 2)
+        figures |= _price(settings, cache, device, flops, steps)
     return figures | {"cache bytes": sum(r["bytes"] for r in cache.manifest["cases"])}
 
 
+def _price(settings: PretrainSettings, cache: Cache, device: torch.device, flops: float, steps: int) -> dict[str, Any]:
+    """What is counted (arithmetic, memory, disk) and, from a convolution timed here, hours, rate and energy."""
+    train = settings.train
+    bf16 = resolve_precision(train.precision, device) == "bf16"
+    rate = cost.machine_rate(device, bf16)
+    hours = flops * steps / rate / 3600
+    figures: dict[str, Any] = {
+        "tflop per step": round(flops / 1e12, 3),
+        "hours (arithmetic alone)": round(hours, 2),
+        "samples/s at best": float(f"{train.batch * rate / flops:.3g}"),
+        "rate measured now": f"{rate / 1e9:.0f} GFLOP/s of a {'bf16' if bf16 else 'float32'} 3D convolution on one {device.type}",
+    }
+    if isinstance(settings.learner, cost.Config):
+        momenta = 2 if train.optimiser == "adam" else 1
+        shapes, dim = _shapes(settings, cache), axes(settings.dim)
+        gb = cost.memory(settings.learner, train.batch, momenta, bf16, shapes, dim)
+        figures["memory GB (counted, costliest scale)"] = gb
+        figures["disk GB of checkpoints"] = round((train.keep + 1) * (gb["weights"] + gb["optimiser"]), 3)
+    watts = cost.watts(device)
+    if watts is not None:
+        figures["kWh at most"] = (
+            f"{watts * hours / 1000:.1f} at the GPU's limit of {watts:.0f} W, without the machine round it"
+        )
+    return figures
+
+
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
-    """Of one step with this cache's crops; None for a method that is not PCRLv2, whose steps are not counted."""
-    if not isinstance(settings.learner, cost.Config):
-        return None
+    """Of one step with this cache's crops; None where a method's losses cannot be counted without arithmetic."""
+    if isinstance(settings.learner, cost.Config):
+        shapes = _shapes(settings, cache)
+        return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=axes(settings.dim))
     dim = axes(settings.dim)
     group = find("method", settings.method, METHODS).GROUPS[dim]
-    shapes = cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)
-    return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=dim)
+    batch = cache.read(group, settings.learner.arrays(dim), cache.cases("train")[:2], rows=np.arange(2)).arrays
+    two = {name: torch.from_numpy(array) for name, array in batch.items()}
+    try:
+        return cost.learner_flops(build_learner(settings, cache), two, settings.train.batch)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _shapes(settings: PretrainSettings, cache: Cache) -> cost.Shapes:
+    """Of what a step of PCRLv2 sees: in 3D as it is cached, in 2D as the views are cut."""
+    dim = axes(settings.dim)
+    group = find("method", settings.method, METHODS).GROUPS[dim]
+    return cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)

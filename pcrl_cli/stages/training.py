@@ -132,10 +132,16 @@ def note_partial(cache: Cache, listener: Listener) -> None:
         )
 
 
+def encoder_at(learner: Learner) -> str:
+    """Under which prefix a learner's state holds its encoder."""
+    return next(f"{name}." for name, module in learner.named_modules() if module is learner.encoder)
+
+
 def contract_of(
-    cache: Cache, architecture: Architecture, patients: Patients, method: str, recipe: str, steps: int
+    cache: Cache, architecture: Architecture, patients: Patients, method: str, recipe: str, steps: int, at: str = ""
 ) -> Contract:
     return Contract(
+        encoder_at=at,
         architecture=architecture,
         domain=domain_of(cache),
         patients=patients,
