@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from benchmarks import augment, crops, step
+from benchmarks import augment, crops, image_views, step
 
 
 def help_seconds(repeats: int = 5) -> float:
@@ -35,11 +35,16 @@ def rows(quick: bool) -> list[tuple[str, str, str, str]]:
     a = augment.measure(repeats=n)
     s = step.measure(width=8 if quick else 32, repeats=1 if quick else 2)
     c = crops.measure()
+    v = image_views.measure(repeats=n)
     table = [
         ("augmentation of a pair, TorchIO / ours", f"{a['ratio']:.2f}x", "2x", "5x"),
         ("augmentation of a pair, ours", f"{1e3 * a['ours_s_per_pair']:.1f} ms", "", ""),
         ("step, all decoded / to the drawn scale, fp32", f"{s['all decoded / to drawn scale']:.2f}x", "1.3x", "1.6x"),
         ("step, released way / ours, both fp32", f"{s['released way / to drawn scale']:.2f}x", "3x", "4x"),
+    ]
+    table += [
+        (f"eight 2D views of an image, {other} / ours, CPU", f"{v[f'{name} / ours']:.2f}x", "", "")
+        for name, other in (("pillow", "Pillow"), ("torchio", "TorchIO"))
     ]
     table += [
         (f"crops of a pair in `prep`, recipe {name}, CPU", f"{c[name]['cpu_ms_a_pair']} ms", "40 ms", "15 ms")

@@ -83,22 +83,34 @@ def _cpu() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def measure_prep(root: Path, out: Path, jobs: int, repeats: int) -> dict[str, Any]:
-    """Images a second of both, and how much of the decoder's speed `prep` reaches; medians of interleaved repeats."""
-    paths = sorted(str(path) for path in (root / "images").iterdir())
-    bare, whole = [], []
-    _decode_all(root, jobs)  # into the page cache
-    for _ in range(repeats):
-        bare.append(_timed(lambda: _decode_all(root, jobs)))
-        whole.append(_timed(lambda: _prep_all(root, out, jobs)))
-    assert open_cache(out).manifest["totals"]["counts"]["images"]["kept"] == len(paths)
+def measure_prep(folder: Path, images: int, side: int, jobs: int, repeats: int) -> dict[str, Any]:
+    """Images a second of both, and how much of the decoder's speed `prep` reaches; medians of interleaved repeats.
+
+    share_*: of the whole command, its start and the listing included. share_cpu_an_image: of the images alone, from a
+    second, smaller set: what a data set of many thousands gets.
+    """
+    sets = {n: make_data(folder / f"raw{n}", n, side) for n in (images, images // 4)}
+    bare, whole = ({n: list[tuple[float, float]]() for n in sets} for _ in range(2))
+    for root in sets.values():
+        _decode_all(root, jobs)  # into the page cache
+    for n, root in [*sets.items()] * repeats:
+        bare[n].append(_timed(lambda: _decode_all(root, jobs)))  # noqa: B023
+        whole[n].append(_timed(lambda: _prep_all(root, folder / f"cache{n}", jobs)))  # noqa: B023
+        assert open_cache(folder / f"cache{n}").manifest["totals"]["counts"]["images"]["kept"] == n
+    few = images // 4
+
+    def cpu(runs: list[tuple[float, float]]) -> float:
+        return median(seconds for _, seconds in runs)
+
     return {
-        "images": len(paths),
+        "side": side,
+        "images": images,
         "jobs": jobs,
-        "decoder_per_s": round(len(paths) / median(wall for wall, _ in bare), 1),
-        "prep_per_s": round(len(paths) / median(wall for wall, _ in whole), 1),
-        "share_wall": round(median(a[0] / b[0] for a, b in zip(bare, whole, strict=True)), 3),
-        "share_cpu": round(median(a[1] / b[1] for a, b in zip(bare, whole, strict=True)), 3),
+        "decoder_per_s": round(images / median(wall for wall, _ in bare[images]), 1),
+        "prep_per_s": round(images / median(wall for wall, _ in whole[images]), 1),
+        "share_wall": round(median(a[0] / b[0] for a, b in zip(bare[images], whole[images], strict=True)), 3),
+        "share_cpu": round(cpu(bare[images]) / cpu(whole[images]), 3),
+        "share_cpu_an_image": round((cpu(bare[images]) - cpu(bare[few])) / (cpu(whole[images]) - cpu(whole[few])), 3),
     }
 
 
@@ -147,11 +159,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     o = parser.parse_args()
     for side in o.side:
-        with tempfile.TemporaryDirectory() as folder:
-            root, out = make_data(Path(folder) / "raw", o.images, side), Path(folder) / "cache"
-            found: dict[str, Any] = {"side": side, **measure_prep(root, out, o.jobs, o.repeats)}
-            found["loader"] = measure_loader(root, out, 2, o.repeats)
-            print(json.dumps(found), flush=True)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            found = measure_prep(folder, o.images, side, o.jobs, o.repeats)
+            loader = measure_loader(folder / f"raw{o.images}", folder / f"cache{o.images}", 2, o.repeats)
+            print(json.dumps(found | {"loader": loader}), flush=True)
 
 
 if __name__ == "__main__":

@@ -77,15 +77,16 @@ def test_seven_patients_of_brats_with_two_sequences_are_trained_on_and_scored(re
 def test_one_liver_is_learned_by_heart(real_data, tmp_path):
     """Images, masks, crops, network, loss, sliding window and the way back to the scan's grid fit together.
 
-    Patient 0, whose mask was drawn by hand; two minutes of one core.
+    Patient 0, whose mask was drawn by hand; on a grid of 3 mm, so that a crop of 96x96x32 sees what makes a liver a liver
+    and not a heart; two minutes of one core.
     """
     raw = tmp_path / "raw"
     raw.mkdir()
     for kind in ("volume", "segmentation"):
         (raw / f"{kind}-0.nii.gz").symlink_to((real_data / "LiTS" / f"{kind}-0.nii.gz").resolve())
-    learner = {"crop": [96, 96, 32], "overlap": 0.25, "loss": "dice_bce", "bce_weight": 0.5}
-    train = {"steps": 120, "batch": 2, "optimiser": "adam", "lr": 1e-2, "schedule": "cosine"}
-    _, tuned, scored = chain("lits", raw, tmp_path, learner, train, split="train", width=4, poolings=3)
+    learner = {"crop": [96, 96, 32], "loss": "dice_bce", "bce_weight": 0.5}
+    train = {"steps": 150, "batch": 2, "optimiser": "adam", "lr": 1e-2, "schedule": "cosine"}
+    coarse = {"prepare": {"spacing_mm": 3.0}}
+    _, tuned, scored = chain("lits", raw, tmp_path, learner, train, split="train", width=4, poolings=4, prep=coarse)
     assert tuned.labels["volumes"] == 1
-    assert scored.metrics["dice_box"].value > 0.9, scored.metrics
-    assert scored.metrics["dice"].value > 0.85, scored.metrics
+    assert scored.metrics["dice"].value > 0.9, scored.metrics

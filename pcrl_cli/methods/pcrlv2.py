@@ -66,7 +66,9 @@ class Config(Settings):
         "drawn", description="all: the same result, slower; for benchmarks and tests"
     )
     subpixel: int | None = Field(
-        None, ge=0, description="so many finest stages up-sample and convolve in one; equal; none: two, on a CPU"
+        None,
+        ge=0,
+        description="so many finest stages up-sample and convolve in one, equally; none: where it pays, on a CPU",
     )
     stop_gradient: bool = Field(True, description="off only to see a collapse")
     augment: Ranges = Field(Ranges(), description="3D")

@@ -1,15 +1,11 @@
 """A local torchvision state dict of ResNet-18 as weights to start from; nothing is ever downloaded."""
 
-import pickle
-import warnings
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from pcrl_cli.core.contract import Architecture, Contract, Domain
-from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.networks.transfer import Weights
+from pcrl_cli.networks.untrusted import open_untrusted
 
 WHERE = (
     "`torchvision.models.resnet18(weights='IMAGENET1K_V1')` on a machine with a network leaves such a file in "
@@ -22,11 +18,11 @@ def read_imagenet(path: Path) -> Weights:
 
     Raises:
         ConfigError: there is no such file, or it holds another network.
-        IntegrityError: it is torn, or a pickle that wants to run code.
+        IntegrityError: it is torn, holds no tensors, or is a pickle that wants to run code; see `open_untrusted`.
     """
     if not path.is_file():
         raise ConfigError(f"there is no file {path} to start from, and pcrl downloads nothing; {WHERE}")
-    tensors = {name.removeprefix("module."): value for name, value in _state_dict(path).items()}
+    tensors = {name.removeprefix("module."): value for name, value in open_untrusted(path).tensors.items()}
     if "conv1.weight" not in tensors or "layer4.1.conv2.weight" not in tensors:
         raise ConfigError(f"{path} is no ResNet-18 with torchvision's names; {WHERE}")
     encoder = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -44,22 +40,3 @@ def read_imagenet(path: Path) -> Weights:
         method="ImageNet classification",
     )
     return Weights(path, {k: v for k, v in encoder.items() if k not in others}, contract, others)
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on an unusual pickle protocol, which is judged below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise IntegrityError(
-            f"{path} holds more than tensors, or is no torch file, and was not opened, since a pickle can run code; {WHERE}"
-        ) from None
-    except Exception as error:  # a torn file fails in every way there is
-        first = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        raise IntegrityError(f"{path} is no sound torch file ({first}); copy it again") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ConfigError(f"{path} is not a state dict, a dictionary of tensors; {WHERE}")
-    return content

@@ -11,6 +11,8 @@ from pcrl_cli.networks.blocks import AXES, Axes, ConvBnReLU
 from pcrl_cli.networks.encoder import Encoder
 
 Up = Literal["nearest", "deconv"]
+PAYS_FROM = 1024
+"""Voxels of a batch before up-sampling from which on the sub-pixel form is faster; below, composing the weights costs more."""
 
 
 class DecoderStage(nn.Module):
@@ -43,14 +45,12 @@ class DecoderStage(nn.Module):
         return self.convs(x)
 
     def _in_one(self, x: Tensor, size: torch.Size, skip: bool) -> bool:
-        """Whether the sub-pixel form applies here: None is yes on a CPU, where it was measured to be faster."""
-        wanted = x.device.type == "cpu" if self.subpixel is None else self.subpixel
-        return (
-            wanted
-            and not skip
-            and self.deconv is None
-            and all(n == 2 * m for n, m in zip(size, x.shape[2:], strict=True))
-        )
+        """Whether the sub-pixel form applies here; None leaves it to the size, on a CPU (docs/performance.md)."""
+        wanted = self.subpixel
+        if wanted is None:
+            wanted = x.device.type == "cpu" and x.numel() // x.shape[1] >= PAYS_FROM
+        doubled = all(n == 2 * m for n, m in zip(size, x.shape[2:], strict=True))
+        return wanted and doubled and not skip and self.deconv is None
 
 
 class NsUNet(nn.Module):
@@ -62,7 +62,7 @@ class NsUNet(nn.Module):
         up: `nearest` up-sampling (recipe paper) or a transposed convolution k2 s2 (recipe released, 3D).
         skip: concatenate encoder maps: an ordinary U-Net, an ablation.
         bias: of the decoder's 3x3(x3) convolutions, redundant before a batch norm (recipe released has them).
-        subpixel: how many of the finest stages up-sample and convolve in one; None: two, on a CPU.
+        subpixel: how many of the finest stages up-sample and convolve in one; None: those where it pays, on a CPU.
     """
 
     def __init__(
@@ -82,8 +82,7 @@ class NsUNet(nn.Module):
         axes, n = AXES[encoder.dim], len(self.skips)
 
         def stage(i: int) -> DecoderStage:
-            fine = i >= n - (2 if subpixel is None else subpixel)
-            in_one = (None if subpixel is None else True) if fine else False
+            in_one = None if subpixel is None else i >= n - subpixel
             c_skip = mirrored[i] if self.skips[i] else 0
             return DecoderStage(axes, self.widths[i], self.widths[i + 1], c_skip, up, bias, in_one)
 

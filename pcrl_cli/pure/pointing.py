@@ -27,9 +27,11 @@ class Pointing:
 
 
 def peak(map_: Float[np.ndarray, "h w"]) -> tuple[int, int]:
-    """(row, column) of the largest value, the first of several."""
-    row, column = np.unravel_index(int(map_.argmax()), map_.shape)
-    return int(row), int(column)
+    """(row, column) of the largest value; of several, such as the flat rim of an enlarged map, the most central one."""
+    low, high = float(map_.min()), float(map_.max())
+    places = np.argwhere(map_ >= high - 1e-6 * (high - low))
+    nearest = np.argmin(((places - places.mean(axis=0)) ** 2).sum(axis=1))
+    return int(places[nearest, 0]), int(places[nearest, 1])
 
 
 def hits(map_: Float[np.ndarray, "h w"], boxes: Sequence[Box]) -> bool:

@@ -5,11 +5,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from pcrl_cli.core.errors import DataError, blame_reading
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def require_folder(root: Path, what: str) -> Path:
@@ -40,12 +43,14 @@ def walk(root: Path) -> Iterator[Path]:
     return (here / name for here, names in walk_files(root) for name in names)
 
 
-def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> "pd.DataFrame":
     """The named columns of a CSV, text stripped and numbers as finite float64; the index is the row, from 0.
 
     Raises:
         DataError: no such file, no CSV, a column that is missing, a text that is empty, a number that is none.
     """
+    import pandas as pd  # half a second, which workers that read images need not spend
+
     table = _load(path)
     missing = [name for name in (*text, *numbers) if name not in table.columns]
     if missing:
@@ -108,8 +113,10 @@ def header_of(path: Path) -> list[str]:
     return [str(name) for name in _load(path, rows=0).columns]
 
 
-def _load(path: Path, rows: int | None = None) -> pd.DataFrame:
+def _load(path: Path, rows: int | None = None) -> "pd.DataFrame":
     """A CSV as text; its first `rows` only, if given."""
+    import pandas as pd
+
     try:
         with blame_reading(path):
             return pd.read_csv(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 UNEVEN = 0.01  # share of the slice spacing by which a slice may lie off its place
-_SERIES_TAG, _PATIENT_TAG = "0020|000e", "0010|0020"
+_SERIES_TAG, _PATIENT_TAG, _SPACING_TAG = "0020|000e", "0010|0020", "0028|0030"
 
 
 def read_volume(path: Path) -> Volume:
@@ -320,8 +320,23 @@ def _read_series(folder: Path, files: list[Path], uid: str = "") -> Volume:
 
 def _slice(file: Path) -> _Slice:
     info = _read_information(file)
+    _check_pixel_spacing(file, info)
     axes = np.array(info.GetDirection()).reshape(3, 3)
     return _Slice(file, np.array(info.GetOrigin()), axes, tuple(info.GetSize()), tuple(info.GetSpacing()))
+
+
+def _check_pixel_spacing(file: Path, info: "SimpleITK.ImageFileReader") -> None:
+    """The library puts 1 mm in the place of a spacing that is 0, negative or no number, and says nothing."""
+    if info.HasMetaDataKey(_SPACING_TAG):
+        text = info.GetMetaData(_SPACING_TAG).strip(" \0")
+        try:
+            right = all(0 < float(number) < np.inf for number in text.split("\\")) and text.count("\\") == 1
+        except ValueError:
+            right = False
+        if not right:
+            raise DataError(
+                f"{file} states a pixel spacing of {text[:40]!r}: repair it or leave the scan out.", slug="bad_geometry"
+            )
 
 
 def _check_alike(source: str, slices: list[_Slice]) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pcrl_cli.pure.calibration import Calibration
 from pcrl_cli.pure.findings import Finding
 from pcrl_cli.pure.metrics import Interval
-from pcrl_cli.pure.pointing import Box
+from pcrl_cli.pure.pointing import Box, peak
 from pcrl_cli.report.figures import BLUE, GREY, SKY, VERMILION, Axes, Figure, _drawn, _say
 
 COLUMNS = 4
@@ -119,7 +119,7 @@ def _look(ax: Axes, look: Look) -> None:
     ax.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * strength, extent=extent)
     for left, up, width, height in look.boxes:
         ax.add_patch(Rectangle((left, up), width, height, fill=False, edgecolor="white", linewidth=1.6))
-    row, column = np.unravel_index(int(look.map.argmax()), (h, w))
+    row, column = peak(look.map)
     ax.plot(column + 0.5, row + 0.5, "x", color=SKY, markersize=9, markeredgewidth=2.2)
     ax.set(xlim=(0, w), ylim=(h, 0))
     mark = "" if look.hit is None else ": hit" if look.hit else ": miss"

@@ -1,5 +1,6 @@
 """What a training step costs: counted on meta tensors, no arithmetic done, and timed against this machine's rate."""
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 
@@ -39,20 +40,84 @@ def step_flops(config: Config, batch: int, scale: int | None = None, shapes: Sha
     shapes: of the cached pairs, in 2D of the views; the paper's pairs by default.
     """
     if scale is None:
-        restore, compare = config.restore_at, config.compare_at
-        n = max(len(restore), len(compare))
+        drawn = _drawn(config)
+        return sum(_flops_at(config, batch, *scales, shapes, dim) for scales in drawn) / len(drawn)
+    restore, compare = (scale if at else None for at in (config.restore_at, config.compare_at))
+    return _flops_at(config, batch, restore, compare, shapes, dim)
 
-        def drawn(scales: tuple[int, ...], k: int) -> int | None:
-            return scales[k * len(scales) // n] if scales else None
 
-        return sum(_flops_at(config, batch, drawn(restore, k), drawn(compare, k), shapes, dim) for k in range(n)) / n
-    return _flops_at(
-        config, batch, scale if config.restore_at else None, scale if config.compare_at else None, shapes, dim
-    )
+def _drawn(config: Config) -> list[tuple[int | None, int | None]]:
+    """The scales for restoration and comparison that a step may draw, all equally likely; the costliest last."""
+    restore, compare = config.restore_at, config.compare_at
+    n = max(len(restore), len(compare))
+
+    def pick(scales: tuple[int, ...], k: int) -> int | None:
+        return scales[k * len(scales) // n] if scales else None
+
+    pairs = [(pick(restore, k), pick(compare, k)) for k in range(n)]
+    return sorted(pairs, key=lambda pair: max(s for s in (*pair, 0) if s is not None))
 
 
 def _flops_at(config: Config, batch: int, restore: int | None, compare: int | None, shapes: Shapes, dim: int) -> float:
-    """With these scales drawn for restoration and comparison."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        _step(config, batch, restore, compare, shapes, dim).backward()
+    return float(counter.get_total_flops())
+
+
+def activation_bytes(config: Config, batch: int, shapes: Shapes = PAPER, dim: int = 3) -> int:
+    """Of what the forward pass at the costliest scale keeps for the backward pass, everything in float32."""
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        if not isinstance(t, nn.Parameter):
+            storage = t.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        loss = _step(config, batch, *_drawn(config)[-1], shapes, dim)  # as long as it lives, so do the storages
+    total = sum(kept.values())
+    del loss
+    return total
+
+
+def parameter_count(config: Config, channels: int = 1, dim: int = 3) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in PCRLv2(config, Stored(dim, channels, (1.0, 0.0))).parameters())
+
+
+def memory(
+    config: Config, batch: int, momenta: int, bf16: bool, shapes: Shapes = PAPER, dim: int = 3
+) -> dict[str, float]:
+    """GB on the device while training, as far as counting tells; the allocator's own surplus comes on top.
+
+    momenta: tensors that the optimiser keeps a parameter (SGD 1, Adam 2). bf16: activations count half.
+    """
+    weights = 4 * parameter_count(config, shapes["globals"][1], dim)
+    activations = activation_bytes(config, batch, shapes, dim) / (2 if bf16 else 1)
+    parts = {"weights": weights, "gradients": weights, "optimiser": momenta * weights, "activations": activations}
+    return {name: round(value / 1e9, 3) for name, value in (parts | {"all": sum(parts.values())}).items()}
+
+
+def watts(device: torch.device) -> float | None:
+    """The power limit of the GPU as `nvidia-smi` reports it; None where nothing reports one."""
+    if device.type != "cuda":
+        return None
+    command = [
+        "nvidia-smi",
+        f"--id={torch.cuda.current_device()}",
+        "--query-gpu=power.limit",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        return float(subprocess.run(command, capture_output=True, check=True, text=True, timeout=20).stdout.strip())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def _step(config: Config, batch: int, restore: int | None, compare: int | None, shapes: Shapes, dim: int) -> Tensor:
+    """The loss of one step with these scales drawn, on meta tensors."""
     only = config.model_copy(
         update={
             "restore_scales": (restore,) if restore is not None else (),
@@ -63,11 +128,8 @@ def _flops_at(config: Config, batch: int, restore: int | None, compare: int | No
         learner = PCRLv2(config, Stored(dim, shapes["globals"][1], (1.0, 0.0))).train()
         views = _views(batch, config, shapes)
     views["scales"] = draw_scales(only, Stream.of("cost"), views["l"].shape[1] if "l" in views else 0)
-    counter = FlopCounterMode(display=False)
-    with counter:
-        terms = learner.losses(views, Progress(0, 1))
-        torch.stack(list(terms.values())).sum().backward()
-    return float(counter.get_total_flops())
+    terms = learner.losses(views, Progress(0, 1))
+    return torch.stack(list(terms.values())).sum()
 
 
 def _views(batch: int, config: Config, shapes: Shapes) -> Views:
@@ -113,17 +175,20 @@ def encoder_passes(learner: Learner, views: Views) -> tuple[int, int]:
     return len(seen), sum(seen)
 
 
-def machine_rate(device: torch.device) -> float:
+def machine_rate(device: torch.device, bf16: bool = False) -> float:
     """FLOP/s of a 3D convolution, forward and backward, here and now; takes about a second."""
-    x = torch.randn(2, 32, 32, 32, 16, device=device, requires_grad=True)
-    w = torch.randn(32, 32, 3, 3, 3, device=device, requires_grad=True)
+    batch, c = (2, 32) if device.type == "cpu" else (32, 64)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    layout = torch.channels_last_3d
+    x = torch.randn(batch, c, 32, 32, 16, device=device, dtype=dtype).to(memory_format=layout).requires_grad_()
+    w = torch.randn(c, c, 3, 3, 3, device=device, dtype=dtype).to(memory_format=layout).requires_grad_()
 
     def work() -> Tensor:
         y = torch.nn.functional.conv3d(x, w, padding=1).sum()
         y.backward()
         return y.detach()
 
-    flops = 3 * 2 * 27 * 32 * 32 * 2 * 32 * 32 * 16
+    flops = 3 * 2 * 27 * c * c * batch * 32 * 32 * 16
     return flops / _seconds(work, device)
 
 

@@ -76,9 +76,9 @@ CHAINS: dict[str, Chain] = {
     ),
     "chest": Chain(
         FILMS,
-        patients=150,
+        patients=300,
         steps=60,
-        epochs=25,
+        epochs=40,
         width=8,
         dim="2d",
         pretrain={

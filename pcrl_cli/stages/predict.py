@@ -14,7 +14,6 @@ import torch
 
 from pcrl_cli.core import files
 from pcrl_cli.core.config import Layer
-from pcrl_cli.core.config import validate as validate_settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, UsageError
 from pcrl_cli.core.learner import Stored, Task
@@ -36,12 +35,11 @@ from pcrl_cli.stages.evaluate import settings_of
 from pcrl_cli.stages.finetune import FinetuneSettings, build_task
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.weights import unfinished
+from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config
 from pcrl_cli.tasks import TASKS
 
 SCHEMA = "pcrl.predictions/1"
 RECORD, TABLE = "predictions.json", "predictions.csv"
-OF_INFERENCE = ("window", "windows", "overlap", "tta", "threshold", "largest_component")
-"""Settings of a task that change what it predicts, not what it learned."""
 
 
 class PredictResult(Result):
@@ -237,7 +235,7 @@ def load(
     checkpoint = unseal(run.weights_path().parent)
     task = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
     task.load_state_dict(checkpoint.model)
-    config = _config(settings, module, layers)
+    config = _config(settings, layers)
     return Predictor(module, task.to(device).eval(), config, how, tuple(prepared["channel_names"]), device, autocast)
 
 
@@ -248,24 +246,16 @@ def _prepared(run: Run) -> dict[str, Any]:
     return dict(run.record["prepared"])
 
 
-def _config(settings: FinetuneSettings, module: ModuleType, layers: Sequence[Layer]) -> Any:
+def _config(settings: FinetuneSettings, layers: Sequence[Layer]) -> Any:
     """The task's own settings with those that were asked for.
 
     Raises:
         ConfigError: one of them is not of inference.
     """
-    values = settings.learner.model_dump()
+    config = settings.learner
     for source, given in layers:
-        strange = [key for key in given if key != "learner"] + [
-            f"learner.{key}" for key in given.get("learner", {}) if key not in OF_INFERENCE
-        ]
-        if strange:
-            raise ConfigError(
-                f"{strange[0]} (from {source}) changes nothing in a prediction; "
-                f"learner.{', learner.'.join(OF_INFERENCE)} do"
-            )
-        values |= given.get("learner", {})
-    return validate_settings(module.Config, values)
+        config = inference_config(config, given, source)
+    return config
 
 
 def _facts(run: Run, predictor: Predictor) -> dict[str, Any]:

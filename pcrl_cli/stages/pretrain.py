@@ -22,7 +22,15 @@ from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, Validate, require_trainable, resolve_device
+from pcrl_cli.engine.trainer import (
+    Device,
+    TrainConfig,
+    Trainer,
+    Validate,
+    require_trainable,
+    resolve_device,
+    resolve_precision,
+)
 from pcrl_cli.methods import METHODS
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.transfer import TransferReport, Weights, load_encoder
@@ -346,6 +354,8 @@ def _require_batch(settings: PretrainSettings, world: World) -> None:
 
 
 def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
+    if settings.dim == "2d":  # whole images are cached, alike for both recipes
+        return
     made_for = cache.manifest["recipe"]
     if made_for != settings.recipe and not settings.any_recipe:
         raise ConfigError(
@@ -407,26 +417,57 @@ def _cost(settings: PretrainSettings, cache: Cache, device: torch.device) -> dic
         "steps": steps,
         "device": device.type,
     }
+    figures["cache GB (training samples)"] = round(loader.bytes / 1e9, 3)
     flops = _step_flops(settings, cache)
     figures["parameters"] = training.count_parameters(build_learner(settings, cache))
     if flops is not None:
-        figures["tflop per step"] = round(flops / 1e12, 3)
-        figures["hours (arithmetic alone)"] = round(flops * steps / cost.machine_rate(device) / 3600, 2)
+        figures |= _price(settings, cache, device, flops, steps)
     return figures | {"cache bytes": sum(r["bytes"] for r in cache.manifest["cases"])}
+
+
+def _price(settings: PretrainSettings, cache: Cache, device: torch.device, flops: float, steps: int) -> dict[str, Any]:
+    """What is counted (arithmetic, memory, disk) and, from a convolution timed here, hours, rate and energy."""
+    train = settings.train
+    bf16 = resolve_precision(train.precision, device) == "bf16"
+    rate = cost.machine_rate(device, bf16)
+    hours = flops * steps / rate / 3600
+    figures: dict[str, Any] = {
+        "tflop per step": round(flops / 1e12, 3),
+        "hours (arithmetic alone)": round(hours, 2),
+        "samples/s at best": float(f"{train.batch * rate / flops:.3g}"),
+        "rate measured now": f"{rate / 1e9:.0f} GFLOP/s of a {'bf16' if bf16 else 'float32'} 3D convolution on one {device.type}",
+    }
+    if isinstance(settings.learner, cost.Config):
+        momenta = 2 if train.optimiser == "adam" else 1
+        shapes, dim = _shapes(settings, cache), axes(settings.dim)
+        gb = cost.memory(settings.learner, train.batch, momenta, bf16, shapes, dim)
+        figures["memory GB (counted, costliest scale)"] = gb
+        figures["disk GB of checkpoints"] = round((train.keep + 1) * (gb["weights"] + gb["optimiser"]), 3)
+    watts = cost.watts(device)
+    if watts is not None:
+        figures["kWh at most"] = (
+            f"{watts * hours / 1000:.1f} at the GPU's limit of {watts:.0f} W, without the machine round it"
+        )
+    return figures
 
 
 def _step_flops(settings: PretrainSettings, cache: Cache) -> float | None:
     """Of one step with this cache's crops; None where a method's losses cannot be counted without arithmetic."""
+    if isinstance(settings.learner, cost.Config):
+        shapes = _shapes(settings, cache)
+        return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=axes(settings.dim))
     dim = axes(settings.dim)
     group = find("method", settings.method, METHODS).GROUPS[dim]
-    if not isinstance(settings.learner, cost.Config):
-        cases = cache.cases("train")[:2]
-        batch = cache.read(group, settings.learner.arrays(dim), cases, rows=np.arange(2)).arrays
-        learner = build_learner(settings, cache)
-        two = {name: torch.from_numpy(array) for name, array in batch.items()}
-        try:
-            return cost.learner_flops(learner, two, settings.train.batch)
-        except (NotImplementedError, RuntimeError):
-            return None
-    shapes = cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)
-    return cost.step_flops(settings.learner, settings.train.batch, shapes=shapes, dim=dim)
+    batch = cache.read(group, settings.learner.arrays(dim), cache.cases("train")[:2], rows=np.arange(2)).arrays
+    two = {name: torch.from_numpy(array) for name, array in batch.items()}
+    try:
+        return cost.learner_flops(build_learner(settings, cache), two, settings.train.batch)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _shapes(settings: PretrainSettings, cache: Cache) -> cost.Shapes:
+    """Of what a step of PCRLv2 sees: in 3D as it is cached, in 2D as the views are cut."""
+    dim = axes(settings.dim)
+    group = find("method", settings.method, METHODS).GROUPS[dim]
+    return cost.item_shapes(cache, group) if dim == 3 else cost.view_shapes(settings.learner)

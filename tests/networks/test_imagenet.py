@@ -65,7 +65,7 @@ def test_another_network_or_width_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no ResNet-18"):
         read_imagenet(tmp_path / "vgg.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ConfigError, match="not a state dict"):
+    with pytest.raises(IntegrityError, match="no dictionary of tensors"):
         read_imagenet(tmp_path / "list.pth")
     torch.save(state(), tmp_path / "narrow.pth")
     with pytest.raises(ConfigError, match="of another shape"):

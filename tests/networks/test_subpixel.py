@@ -76,7 +76,7 @@ def calls_of(net, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "times"), [({}, 0), ({"subpixel": 2}, 2), ({"subpixel": 9}, 3), ({"subpixel": None}, 2)]
+    ("options", "times"), [({}, 0), ({"subpixel": 2}, 2), ({"subpixel": 9}, 3), ({"subpixel": None}, 1)]
 )
 def test_only_the_finest_stages_are_composed(options, times, monkeypatch):
     assert calls_of(NsUNet(UNet3dEncoder(1, 2, 3), **options), monkeypatch) == times

@@ -22,6 +22,14 @@ def test_a_peak_hits_where_its_pixel_lies_in_the_box(row, column, hit):
     assert point(made, [box]) == Pointing(int(hit), 1, 4 * 3 / 200)
 
 
+def test_the_peak_of_a_flat_rim_is_its_middle():
+    made = np.zeros((12, 12), dtype=np.float32)
+    made[:5, :3] = 2.5
+    assert peak(made) == (2, 1)
+    two = map_at(2, 3) + map_at(2, 9)
+    assert peak(two) in ((2, 3), (2, 9))
+
+
 def test_any_of_several_boxes_counts_and_their_overlap_counts_once_for_chance():
     made = map_at(2, 15)
     boxes = [(0.0, 0.0, 4.0, 10.0), (2.0, 0.0, 4.0, 10.0), (14.0, 0.0, 40.0, 5.0)]

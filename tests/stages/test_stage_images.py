@@ -14,6 +14,7 @@ from pcrl_cli.networks.resnet2d import ResNet18Encoder
 from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.phantoms import radiograph
 from pcrl_cli.pure.findings import mean_auroc
+from pcrl_cli.readers.image_io import write_png
 from pcrl_cli.readers.nih import CLASSES
 from pcrl_cli.stages import cost
 from pcrl_cli.stages.evaluate import evaluate
@@ -142,6 +143,41 @@ def test_without_boxes_there_is_no_pointing_game(chain, tmp_path):
     assert result.metrics["auroc"] == chain.evaluated.metrics["auroc"]
 
 
+def own_folder(folder, findings):
+    """Images of another source with a table of these findings, a third of them positive."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = ["path,patient," + ",".join(findings)]
+    for i in range(12):
+        write_png(rng.integers(0, 255, (48, 48)).astype(np.uint8), folder / "images" / f"{i}.png")
+        lines.append(f"images/{i}.png,other{i}," + ",".join(str(int((i + k) % 3 == 0)) for k in range(len(findings))))
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def other_cache(chain, tmp_path, findings):
+    raw = own_folder(tmp_path / "raw", findings)
+    options = {"labels": raw / "labels.csv"}
+    return prep("folder", data=raw, out=tmp_path / "cache", layers=settings(size=48), options=options, jobs=1).cache
+
+
+def test_an_external_test_scores_the_findings_that_both_name_and_says_which_are_missing(chain, tmp_path):
+    cache = other_cache(chain, tmp_path, ["Hernia", "Broken rib", "Mass"])
+    result = evaluate(chain.tuned.run, cache, split="all", workspace=chain.workspace)
+    scored = {f for f in CLASSES if result.metrics["auroc_" + f.lower()].value is not None}
+    assert scored == {"Hernia", "Mass"}
+    assert "Edema (no label)" in next(n for n in result.notes if n.startswith("the mean AUROC"))
+    with result.predictions.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label Mass"] for row in rows].count("1") == 4
+    assert {row["label Edema"] for row in rows} == {""}
+
+
+def test_an_external_test_without_a_common_finding_is_refused(chain, tmp_path):
+    with pytest.raises(ConfigError, match="none is common"):
+        evaluate(chain.tuned.run, other_cache(chain, tmp_path, ["Broken rib"]), split="all", workspace=chain.workspace)
+
+
 def test_weights_that_saw_the_test_part_are_refused(chain):
     cache = open_cache(chain.cache)
     other = chain.workspace.root / "other"
@@ -236,9 +272,7 @@ def test_a_wrong_init_is_refused_in_a_sentence(chain, tmp_path):
 
 def test_recipe_released_without_imagenet_warns_and_records_random(chain):
     heard = Heard()
-    layers = settings(
-        learner={"width": 4, **VIEWS}, train={"steps": 1, "batch": 6}, any_recipe=True, probe_every_epochs=0
-    )
+    layers = settings(learner={"width": 4, **VIEWS}, train={"steps": 1, "batch": 6})
     result = pretrain(
         chain.cache, dim="2d", recipe="released", workspace=chain.workspace, layers=layers, listener=heard
     )

@@ -260,14 +260,18 @@ def test_many_refusals_are_not_said_one_by_one(raw, tmp_path):
         ("nih", {"spacing_mm": 2}, {}, "unknown setting spacing_mm"),
         ("luna", {"size": 64}, {}, "unknown setting size"),
         ("luna", {}, {"labels": Path("x.csv")}, "--labels is not for the reader luna"),
-        ("nih", {"size": 4}, {}, "size"),
-        ("nih", {"aspect": "crop"}, {}, "aspect"),
     ],
 )
 def test_what_a_data_set_has_no_use_for_is_refused(source, tmp_path, name, values, options, what):
     with pytest.raises(ConfigError, match=what):
         prep(name, data=source, out=tmp_path / "c", layers=[("flags", values)], options=options, jobs=1)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("values", [{"size": 4}, {"size": 5000}, {"aspect": "crop"}])
+def test_a_value_that_no_picture_has_is_refused(source, tmp_path, values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        prep("nih", data=source, out=tmp_path / "c", layers=settings(**values), jobs=1)
 
 
 def test_another_size_is_another_cache(source, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from chain import Heard, contents, settings
 from torch import nn
 
-from pcrl_cli.core.errors import DataError, MachineError, UsageError
+from pcrl_cli.core.errors import ConfigError, DataError, MachineError, UsageError
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.cache import Cache, open_cache
@@ -160,8 +160,8 @@ def test_only_metrics_of_which_more_is_better_can_be_held_against_a_least_value(
     assert set(names) < set(chain.evaluated.metrics)
     assert {n.split("_")[0] for n in names} == {"dice", "nsd"}
     assert {n.split("_")[0] for n in set(chain.evaluated.metrics) - set(names)} == {"hd95", "assd", "ravd"}
+    region = names[-1].split("_")[1]
     with pytest.raises(UsageError, match="--fail-under hd95"):
-        region = names[-1].split("_")[1]
         evaluate(chain.tuned.run, workspace=chain.workspace, split="all", fail_under={f"hd95_{region}": 5.0})
 
 
@@ -196,6 +196,26 @@ def test_an_evaluation_again_gives_the_same_bytes(lits):
     before = contents(folder)
     evaluate(lits.tuned.run, workspace=lits.workspace, split="all")
     assert contents(folder) == before
+
+
+def test_settings_of_inference_can_be_others_than_the_runs_and_no_other_settings_can(brats):
+    def again(**learner):
+        return evaluate(
+            brats.tuned.run,
+            workspace=brats.workspace,
+            split="val",
+            options={"set": {"learner": learner} if learner else {}},
+        )
+
+    plain, sure = again(), again(threshold=0.999)
+    assert sure.details["threshold"] == 0.999
+    assert sure.metrics["dice"].value != plain.metrics["dice"].value
+    assert sure.evaluation.parent.name.startswith("val-set-")
+    assert plain.evaluation.parent.name == "val"
+    with pytest.raises(ConfigError, match=r"learner\.crop \(from --set\) changes nothing"):
+        again(crop=[8, 8, 8])
+    with pytest.raises(ConfigError, match=r"overlap.*less than 1"):
+        again(overlap=2)
 
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.core.learner import Task
 from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
@@ -47,7 +47,8 @@ class Predictions:
 
 
 def metric_names(work: Work) -> tuple[str, ...]:
-    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "ece", "brier", "pointing")
+    """Those of which more is better."""
+    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "pointing")
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -114,20 +115,50 @@ def _usable(labels: Int[np.ndarray, "n k"]) -> np.ndarray:
 
 
 def predict_part(work: Work, task: Task, split: SplitName) -> Predictions:
-    """Predicts every image of a part; the task must be in eval mode."""
+    """Predicts every image of a part; the task must be in eval mode.
+
+    Its findings are the columns; one that the cache has no labels of is not known for any image.
+    """
+    classes = _classes(work, task)
     ids, patients, labels, done = [], [], [], []
     for items in _batches(work, split, ("image", "label", "id", "patient")):
         done.append(task.predict({"image": torch.from_numpy(items["image"]).to(work.device)}).float().cpu().numpy())
         ids += [name.decode() for name in items["id"]]
         patients += [name.decode() for name in items["patient"]]
-        labels.append(items["label"].astype(np.int64))
-    k = len(work.cache.manifest["classes"])
+        labels.append(_aligned(items["label"].astype(np.int64), work.cache.manifest["classes"], classes))
+    k = len(classes)
     return Predictions(
         ids,
         patients,
         np.concatenate(labels) if labels else np.zeros((0, k), np.int64),
         np.concatenate(done) if done else np.zeros((0, k), np.float32),
     )
+
+
+def _classes(work: Work, task: Task) -> list[str]:
+    """The findings that the task learned.
+
+    Raises:
+        ConfigError: the cache has labels of none of them.
+    """
+    learned, there = list(task.stored.classes) if isinstance(task, Chest) else [], work.cache.manifest["classes"]
+    if not set(learned) & set(there):
+        raise ConfigError(
+            f"{work.cache.path} has labels of {', '.join(there)}, and the run learned {', '.join(learned)}: none is "
+            "common to both; give a cache with the same names"
+        )
+    return learned
+
+
+def _aligned(labels: Int[np.ndarray, "n k"], names: Sequence[str], wanted: Sequence[str]) -> Int[np.ndarray, "n w"]:
+    """The columns of these names in this order; -1 where there is none."""
+    if list(names) == list(wanted):
+        return labels
+    out = np.full((len(labels), len(wanted)), NOT_KNOWN, labels.dtype)
+    for i, name in enumerate(wanted):
+        if name in names:
+            out[:, i] = labels[:, list(names).index(name)]
+    return out
 
 
 def _batches(work: Work, split: SplitName, arrays: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -145,7 +176,7 @@ def _batches(work: Work, split: SplitName, arrays: Sequence[str]) -> Iterator[di
 
 def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) -> Scores:
     """AUROC of every finding and their mean, calibration, and the pointing game where the data set has boxes."""
-    names = list(work.cache.manifest["classes"])
+    names = _classes(work, task)
     p = predict_part(work, task, split)
     scores = p.probability.astype(np.float64)
     findings = per_finding(p.label, scores, names)
@@ -203,6 +234,8 @@ def _notes(findings: Sequence[Finding], split: SplitName) -> list[str]:
 
 
 def _lacks(finding: Finding) -> str:
+    if not finding.positive + finding.negative:
+        return "no label"
     lacking = [name for name, n in (("positive", finding.positive), ("negative", finding.negative)) if not n]
     return f"no {' and no '.join(lacking)}"
 

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float32, Int16
 
 from pcrl_cli.core import files
-from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.config import validate as validate_settings
+from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.core.learner import Task
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.ahead import CacheOn
@@ -32,7 +33,9 @@ from pcrl_cli.report.html import Block, Paragraph, Picture, Section
 from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig
 
-OPTIONS: tuple[str, ...] = ()
+OPTIONS = ("set",)
+OF_INFERENCE = ("window", "windows", "overlap", "tta", "threshold", "largest_component")
+"""Settings of a task that change how it predicts, not what it learned."""
 GROUP = "volumes"
 SHOWN = 2
 """Cases that the report shows from either end."""
@@ -141,15 +144,38 @@ class CaseScores:
         return cls(**{**row, "regions": {name: Agreement(**values) for name, values in row["regions"].items()}})
 
 
+def inference_config(
+    config: SegmentationConfig, values: Mapping[str, Any], source: str, known: Sequence[str] = OF_INFERENCE
+) -> SegmentationConfig:
+    """A task's settings with others of inference.
+
+    values: {"learner": {"tta": True, ...}}. source: where they come from, for messages.
+
+    Raises:
+        ConfigError: one of them is not among the known, or does not fit.
+    """
+    given = values.get("learner", {})
+    strange = [key for key in values if key != "learner"]
+    strange += [f"learner.{key}" for key in given if key not in known]
+    if strange:
+        names = ", ".join(f"learner.{name}" for name in known)
+        raise ConfigError(f"{strange[0]} (from {source}) changes nothing in a prediction; {names} do")
+    return validate_settings(type(config), config.model_dump() | given, dict.fromkeys(given, source))
+
+
 def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) -> Scores:
-    """Dice, HD95, NSD, ASSD and volume difference a region, each the mean over cases with an interval by patient."""
+    """Dice, HD95, NSD, ASSD and volume difference a region, each the mean over cases with an interval by patient.
+
+    options: set: settings of inference, or tolerance_mm, over the run's own.
+    """
     assert isinstance(task, Segmentation)
+    task.config = inference_config(task.config, options.get("set", {}), "--set", (*OF_INFERENCE, "tolerance_mm"))
     cases = work.cache.cases(split)
     if not cases:
         raise DataError(f"the {split} part of {work.cache.path} has no usable case; name another --split")
     scored = list(_all_cases(work, task, cases))
     names = list(task.regions)
-    config: SegmentationConfig = task.config
+    config = task.config
     return Scores(
         metrics=_metrics(work, scored, names),
         headline="dice",
