@@ -16,7 +16,9 @@ from statistics import median
 
 import torch
 
-from benchmarks import augment, crops, step
+from benchmarks import augment, crops, inputs, step
+from pcrl_cli.methods.pcrlv2 import Config
+from pcrl_cli.stages.cost import step_flops
 
 
 def help_seconds(repeats: int = 5) -> float:
@@ -33,19 +35,51 @@ def rows(quick: bool) -> list[tuple[str, str, str, str]]:
     """(what, measured, must, aim)."""
     n = 2 if quick else 5
     a = augment.measure(repeats=n)
+    i = inputs.measure(repeats=n)
+    w = inputs.waits(width=4 if quick else 8)
     s = step.measure(width=8 if quick else 32, repeats=1 if quick else 2)
+    error = step.bf16_error()
     c = crops.measure()
+    flops = [step_flops(Config(subpixel=n), 32) / 1e12 for n in (0, 2, 4)]
     table = [
-        ("augmentation of a pair, TorchIO / ours", f"{a['ratio']:.2f}x", "2x", "5x"),
+        (
+            "G1 TFLOP a step at batch 32; sub-pixel in 0, 2, 4 stages",
+            " / ".join(f"{f:.1f}" for f in flops),
+            "21.5",
+            "17.5",
+        ),
+        (
+            "G2 step, all decoded / to the drawn scale, fp32",
+            f"{s['all decoded / to drawn scale']:.2f}x",
+            "1.3x",
+            "1.6x",
+        ),
+        ("G3 step, released way / ours, both fp32", f"{s['released way / to drawn scale']:.2f}x", "3x", "4x"),
+        ("G3, ours without the sub-pixel form and deep layout", f"{s['released way / plain']:.2f}x", "", ""),
+        (
+            f"G3, ours in bf16 (loss within {error['loss']:.1e}, gradients' cosine {error['cosine']:.4f})",
+            f"{s['released way / bf16']:.2f}x",
+            "3x",
+            "4x",
+        ),
+        ("G4 augmentation of a pair, TorchIO / ours", f"{a['ratio']:.2f}x", "4x", "5x"),
         ("augmentation of a pair, ours", f"{1e3 * a['ours_s_per_pair']:.1f} ms", "", ""),
-        ("step, all decoded / to the drawn scale, fp32", f"{s['all decoded / to drawn scale']:.2f}x", "1.3x", "1.6x"),
-        ("step, released way / ours, both fp32", f"{s['released way / to drawn scale']:.2f}x", "3x", "4x"),
+        ("read and augment, samples a second, ours / released way", f"{i['ratio']:.2f}x", "5x", ""),
     ]
     table += [
-        (f"crops of a pair in `prep`, recipe {name}, CPU", f"{c[name]['cpu_ms_a_pair']} ms", "40 ms", "15 ms")
+        (f"{name}, samples/s", f"{rate:.0f}", "", "")
+        for name, rate in i.items()
+        if name.startswith(("reading", "ours", "released"))
+    ]
+    table += [
+        (f"G6 share of a training's time spent waiting, {place}", f"{share:.2%}", "5%", "1%")
+        for place, share in w.items()
+    ]
+    table += [
+        (f"G11 crops of a pair in `prep`, recipe {name}, CPU", f"{c[name]['cpu_ms_a_pair']} ms", "40 ms", "15 ms")
         for name in c
     ]
-    return [*table, ("`pcrl --help`", f"{help_seconds(n):.2f} s", "0.3 s", "0.2 s")]
+    return [*table, ("G14 `pcrl --help`", f"{help_seconds(n):.2f} s", "0.3 s", "0.2 s")]
 
 
 def markdown(table: list[tuple[str, str, str, str]], quick: bool) -> str:

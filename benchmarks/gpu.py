@@ -19,12 +19,12 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from benchmarks.step import SCALES, learner_of, make_views
+from benchmarks.step import SCALES, at_scale, learner_of, make_views
 from pcrl_cli.core.learner import Batch, Progress, Views
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.engine.layout import arrange
 from pcrl_cli.engine.tf32 import tf32
-from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
+from pcrl_cli.methods.pcrlv2 import Config, PCRLv2
 from pcrl_cli.stages.cost import step_flops
 
 Row = tuple[str, str]
@@ -57,10 +57,6 @@ class Bench:
 
     def to_device(self, views: Views) -> Views:
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in views.items()}
-
-
-def at_scale(views: Views, scale: int) -> Views:
-    return {**views, "scales": Scales(scale, scale, ((scale,) * 6,) * 2)}
 
 
 def parity(bench: Bench) -> list[Row]:

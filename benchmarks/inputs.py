@@ -106,7 +106,9 @@ def reading(cache: Cache, folder: Path, repeats: int) -> dict[str, float]:
     items = np.random.default_rng(0).permutation(CASES * PAIRS)
     direct = Direct(cache, "pairs", tuple(SHAPES), cache.cases())
     room = direct.room(len(items))
-    resident = {name: torch.from_numpy(a) for name, a in cache.read("pairs", tuple(SHAPES), cache.cases()).arrays.items()}
+    resident = {
+        name: torch.from_numpy(a) for name, a in cache.read("pairs", tuple(SHAPES), cache.cases()).arrays.items()
+    }
     index = torch.from_numpy(items)
 
     def npy() -> None:
@@ -135,7 +137,7 @@ def waits(width: int = 8, steps: int = 6) -> dict[str, float]:
     """Share of a training's time that was spent waiting for data, by place, as every run reports it."""
     with tempfile.TemporaryDirectory() as name:
         cache = make(Path(name))
-        shares = {}
+        shares: dict[str, float] = {}
         places: tuple[CacheOn, ...] = ("ram", "disk")
         for where in places:
             run = Run.open(Path(name) / where, "pretrain", {}, "f", "a: 1\n", False)

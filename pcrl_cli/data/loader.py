@@ -269,7 +269,7 @@ class Loader:
                     stream = torch.cuda.current_stream(self.device)
                     stream.wait_event(arrived)
                     for t in (positions, *batch.values()):
-                        t.record_stream(stream)  # type: ignore[no-untyped-call]
+                        t.record_stream(stream)
                 yield positions, batch
         finally:
             stop.set()

@@ -20,7 +20,7 @@ def compiled(learner: Learner) -> Callable[..., dict[str, Tensor]]:
 
     _dynamo.config.recompile_limit = GRAPHS
     made: Any = torch.compile(learner.forward, backend=BACKEND, dynamic=False)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def graphs() -> int:

@@ -36,8 +36,9 @@ class DecoderStage(nn.Module):
     def forward(self, x: Tensor, mirrored: Tensor, skip: bool) -> Tensor:
         size = mirrored.shape[2:]
         if self._in_one(x, size, skip):
-            block = self.convs[0]
-            return self.convs[1](block[2](block[1](self.axes.up_conv(x, block[0]))))
+            first, second = self.convs
+            conv, norm, relu = first.children()
+            return second(relu(norm(self.axes.up_conv(x, conv))))
         cut = (..., *(slice(n) for n in size))  # ceil-mode pooling leaves a deconvolution an odd surplus
         x = F.interpolate(x, size, mode="nearest") if self.deconv is None else self.deconv(x)[cut]
         if skip:

@@ -49,7 +49,7 @@ def activation_bytes(config: Config, batch: int, shapes: Shapes = PAPER) -> int:
         def keep(t: Tensor, kept: dict[int, int] = kept) -> Tensor:
             if not isinstance(t, nn.Parameter):
                 storage = t.untyped_storage()
-                kept[storage._cdata] = storage.nbytes()  # type: ignore[attr-defined]
+                kept[storage._cdata] = storage.nbytes()
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pcrl_cli.core.learner import Progress
+from pcrl_cli.core.learner import Progress, Stored
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
 from pcrl_cli.networks.blocks import AXES, compose
 from pcrl_cli.networks.nsunet import DecoderStage, NsUNet
@@ -35,7 +35,7 @@ def test_along_one_axis_the_taps_are_summed_in_pairs():
 
 def pcrlv2(**choices):
     torch.manual_seed(0)
-    learner = PCRLv2(Config(width=2, poolings=3, augment={"swap_count": 2}, **choices), 1, (1.0, 0.0))
+    learner = PCRLv2(Config(width=2, poolings=3, augment={"swap_count": 2}, **choices), Stored(3, 1, (1.0, 0.0)))
     return learner.double().train()
 
 
