@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 DEMO   ?=
 PYTEST ?= -n 2 --dist loadfile
+SOAK   ?=
 
-.PHONY: demo test test-slow lint types wheel benchmarks clean
+.PHONY: demo test test-slow soak lint types wheel benchmarks clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -22,6 +23,9 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+soak: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.reliability --write docs/reliability.md $(SOAK)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from benchmarks import augment, crops, inputs, step
+from benchmarks import augment, crops, image_views, inputs, step
 from pcrl_cli.methods.pcrlv2 import Config
 from pcrl_cli.stages.cost import step_flops
 
@@ -60,6 +60,12 @@ def augmentation(quick: bool) -> Iterator[Row]:
     yield "augmentation of a pair, ours", f"{1e3 * a['ours_s_per_pair']:.1f} ms", "", ""
 
 
+def pictures(quick: bool) -> Iterator[Row]:
+    v = image_views.measure(repeats=2 if quick else 5)
+    for name, other in (("pillow", "Pillow"), ("torchio", "TorchIO")):
+        yield f"eight 2D views of an image, {other} / ours, CPU", f"{v[f'{name} / ours']:.2f}x", "", ""
+
+
 def input_path(quick: bool) -> Iterator[Row]:
     found = inputs.measure(repeats=2 if quick else 5)
     yield "read and augment, samples/s, ours / released way", f"{found.pop('ratio'):.2f}x", "5x", ""
@@ -80,7 +86,7 @@ def start_up(quick: bool) -> Iterator[Row]:
 
 def rows(quick: bool) -> Iterator[Row]:
     """Every row, as soon as it is known."""
-    for section in (arithmetic, augmentation, input_path, cropping, start_up, the_step):
+    for section in (arithmetic, augmentation, pictures, input_path, cropping, start_up, the_step):
         yield from section(quick)
 
 

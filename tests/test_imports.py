@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 SIBLINGS = {  # what a file may import of its own folder, where that is not everything
     "methods": frozenset[str](),
     "tasks": frozenset({"base"}),
-    "readers": frozenset({"volume_io", "headers", "tables"}),
+    "readers": frozenset({"volume_io", "headers", "image_io", "shards", "tables"}),
 }
 NAMES_ONLY = frozenset({"methods", "tasks", "readers"})  # cli reads their lists of names, nothing below
 ONLY_IN = {  # library -> files or folders of the package
@@ -48,7 +48,7 @@ ONLY_IN = {  # library -> files or folders of the package
     "sklearn": ("tasks/",),
     "torchio": ("augment/reference.py",),
     "matplotlib": ("report/",),
-    "safetensors": ("engine/run.py", "networks/transfer.py"),
+    "safetensors": ("engine/run.py", "networks/transfer.py", "networks/open_torch.py"),  # the last: a child process
     "tensorboard": ("engine/",),
     "torch.utils.tensorboard": ("engine/",),
     "torch.distributed": ("engine/",),

@@ -119,7 +119,7 @@ def z_normalise(batch: Float[Tensor, "b c x y z"]) -> Float[Tensor, "b c x y z"]
     return centred.mul_(torch.where(same, 0.0, 1.0 / torch.where(same, 1.0, std))).view_as(batch)
 
 
-def constant(batch: Float[Tensor, "b c x y z"]) -> Bool[Tensor, " b"]:
+def constant(batch: Float[Tensor, "b c *space"]) -> Bool[Tensor, " b"]:
     """Which views have one value everywhere, up to rounding. A view with a NaN is not constant."""
     low, high = batch.flatten(1).amin(dim=1), batch.flatten(1).amax(dim=1)  # aminmax is 20 times slower on a CPU
     return high - low <= CONSTANT * torch.maximum(low.abs(), high.abs())

@@ -11,11 +11,11 @@ from pcrl_cli.cli import console, options
 @console.command
 def command(
     run: Annotated[Path, typer.Argument(help="Run or weights file")],
-    cache: Annotated[
-        Path | None, typer.Argument(help="Cache with candidates (default: the workspace's only one)")
-    ] = None,
+    cache: Annotated[Path | None, typer.Argument(help="Cache with labels (default: the workspace's only one)")] = None,
     out: Annotated[Path, typer.Option("--out", help="File to write, .npz or .csv")] = Path("features.npz"),
-    task: Annotated[str, typer.Option("--task", help="Whose candidates")] = "luna",
+    task: Annotated[
+        str | None, typer.Option("--task", help="Whose candidates or images (default: luna; of a 2D encoder chest)")
+    ] = None,
     device: options.Device = "auto",
     workspace: options.WorkspaceDir = None,
     overwrite: options.Overwrite = False,
@@ -23,7 +23,7 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write the frozen features of every candidate."""
+    """Write the frozen features of every candidate or image."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
     from pcrl_cli.stages.probe import embed
     from pcrl_cli.stages.workspace import Workspace

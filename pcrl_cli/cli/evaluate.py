@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pcrl_cli.cli import console, options
+from pcrl_cli.core.config import set_layer
 from pcrl_cli.core.errors import UsageError
 
 
@@ -27,6 +28,7 @@ def command(
     ] = None,
     device: options.Device = "auto",
     workspace: options.WorkspaceDir = None,
+    set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -43,7 +45,7 @@ def command(
         cache,
         task=task,
         split=part,
-        options={"all_candidates": all_candidates},
+        options={"all_candidates": all_candidates, "set": set_layer(set_ or [])[1]},
         fail_under=least,
         workspace=Workspace(workspace),
         device=on,

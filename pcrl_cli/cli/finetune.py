@@ -15,6 +15,7 @@ def command(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Run or file to start from (default: from scratch)")
     ] = None,
+    init: options.Init = None,
     ratio: Annotated[
         float | None, typer.Option("--ratio", help="Share of labelled training patients (default: 1)")
     ] = None,
@@ -55,6 +56,7 @@ def command(
         cache,
         task=task,
         weights=weights,
+        init=init,
         recipe=recipe,
         layers=console.layers(config, set_, flags),
         out=out,

@@ -53,13 +53,19 @@ DataSet = Annotated[
     str, typer.Argument(metavar="NAME", help=f"Data set: {', '.join(READERS)}", autocompletion=names(READERS))
 ]
 
+Init = Annotated[
+    str | None,
+    typer.Option("--init", metavar="imagenet=FILE", help="2D: start from a local torchvision resnet18 state dict"),
+]
+
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Length of the training", rich_help_panel=TRAINING)]
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Length, in place of --epochs", rich_help_panel=TRAINING)
 ]
 Batch = Annotated[int | None, typer.Option("--batch", help="Samples a step", rich_help_panel=TRAINING)]
 Width = Annotated[
-    int | None, typer.Option("--width", min=1, help="Base number of filters (default: 32)", rich_help_panel=TRAINING)
+    int | None,
+    typer.Option("--width", min=1, help="Base number of filters (default: 32; 2D: 64)", rich_help_panel=TRAINING),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", rich_help_panel=TRAINING)]
 Precision = Annotated[str | None, typer.Option("--precision", metavar="auto|fp32|bf16", rich_help_panel=TRAINING)]

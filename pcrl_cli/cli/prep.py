@@ -23,15 +23,36 @@ def command(
     modality: Annotated[
         str | None, typer.Option("--modality", metavar="ct|mr", help="Of a folder's scans (default: ct)")
     ] = None,
+    modalities: Annotated[
+        str | None, typer.Option("--modalities", metavar="NAME,...", help="MR sequences to use (default: all four)")
+    ] = None,
     patients: Annotated[Path | None, typer.Option("--patients", help="CSV that groups scans by patient")] = None,
     candidates: Annotated[Path | None, typer.Option("--candidates", help="CSV in place of candidates_V2.csv")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=8, help="Rows and columns of radiographs (default: 256)")
+    ] = None,
+    aspect: Annotated[
+        str | None, typer.Option("--aspect", metavar="stretch|pad", help="How they become square (default: stretch)")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV of a folder of radiographs: path, patient, classes or label")
+    ] = None,
+    uncertain: Annotated[
+        str | None, typer.Option("--uncertain", metavar="zero|one|ignore", help="CheXpert's -1 (default: zero)")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option("--view", metavar="frontal|lateral|all", help="Of CheXpert (default: all)")
+    ] = None,
+    official_split: Annotated[
+        bool, typer.Option("--official-split", help="Parts by the data set's own lists (nih, chexpert)")
+    ] = False,
     jobs: Annotated[str, typer.Option("--jobs", metavar="N|auto", help="Processes")] = "auto",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N scans")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N scans or images")] = None,
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="This process's share of the scans")
+        str | None, typer.Option("--shard", metavar="I/N", help="This process's share of the work")
     ] = None,
     max_bad: Annotated[
-        float, typer.Option("--max-bad", min=0, max=1, help="Share of scans that may be unusable")
+        float, typer.Option("--max-bad", min=0, max=1, help="Share of scans or images that may be unusable")
     ] = 0.05,
     workspace: options.WorkspaceDir = None,
     config: options.Config = None,
@@ -42,7 +63,7 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Turn raw scans into a cache of crops: resumable, parallel, sealed with hashes."""
+    """Turn raw scans into a cache of crops, or of images: resumable, parallel, sealed with hashes."""
     workers, part = _jobs(jobs), _shard(shard)
     from pcrl_cli.stages.prep import prep, require
     from pcrl_cli.stages.results import Plan
@@ -53,7 +74,13 @@ def command(
         seed=seed,
         pairs={"pairs": pairs} if pairs else None,
         candidates={"negatives": negatives} if negatives is not None else None,
+        modalities=[name.strip().lower() for name in modalities.split(",")] if modalities is not None else None,
         intensity={"modality": console.choice("--modality", modality, ("ct", "mr"))} if modality else None,
+        size=size,
+        aspect=console.choice("--aspect", aspect, ("stretch", "pad")) if aspect else None,
+        uncertain=console.choice("--uncertain", uncertain, ("zero", "one", "ignore")) if uncertain else None,
+        view=console.choice("--view", view, ("frontal", "lateral", "all")) if view else None,
+        official_split=official_split or None,
     )
     result = prep(
         name,
@@ -65,7 +92,7 @@ def command(
         jobs=workers,
         limit=limit,
         shard=part,
-        options=console.given(patients=patients, candidates=candidates),
+        options=console.given(patients=patients, candidates=candidates, labels=labels),
         dry_run=dry_run,
         overwrite=overwrite,
         listener=console.Bars(quiet or json),
@@ -77,12 +104,13 @@ def command(
 
 
 def _rows(result: Any) -> dict[str, Any]:
+    done = result.unit if result.unit not in result.totals else f"{result.unit}, this call"
     return {
-        "scans": f"{result.made} made, {result.skipped} there already, {result.bad} left out",
+        done: f"{result.made} made, {result.skipped} there already, {result.bad} left out",
         **({"left out": result.refused} if result.refused else {}),
         "patients": result.patients,
         **dict(result.totals.items()),
-        "rows of absent scans": result.absent_rows,
+        f"rows of absent {result.unit}": result.absent_rows,
         "size": f"{result.bytes / 1e9:.2f} GB",
         "seconds": result.seconds,
     }

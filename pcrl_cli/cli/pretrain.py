@@ -17,14 +17,19 @@ def command(
     ] = None,
     dim: Annotated[str | None, typer.Option("--dim", metavar="2d|3d", help="(default: 3d)")] = None,
     crop: Annotated[
-        str | None, typer.Option("--crop", metavar="sub|multi|none", help="Local views (default: sub)")
+        str | None, typer.Option("--crop", metavar="sub|multi|none", help="Local views (default: sub; 2D: multi)")
     ] = None,
     method: options.Method = None,
     recipe: options.Recipe = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="matched|native", help="Training of a compared method (default: matched)"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder (default: runs/pretrain-...)")] = None,
     set_aside: Annotated[
         float | None, typer.Option("--set-aside", help="Share of training patients kept for fine-tuning")
     ] = None,
+    init: options.Init = None,
     augment: Annotated[
         str | None, typer.Option("--augment", metavar="batched|torchio", help="torchio: slow, for comparison")
     ] = None,
@@ -60,11 +65,20 @@ def command(
     where = console.choice("--cache-on", cache_on, ("auto", "gpu", "ram", "disk"))
     dim = console.choice("--dim", dim, ("2d", "3d")) if dim else None
     crop = console.choice("--crop", crop, CROPS) if crop else None
+    preset = console.choice("--preset", preset, ("matched", "native")) if preset else None
     from pcrl_cli.stages.pretrain import pretrain
     from pcrl_cli.stages.results import Plan
     from pcrl_cli.stages.workspace import Workspace
 
-    flags = console.given(recipe=recipe, method=method, dim=dim, set_aside=set_aside, probe_every_epochs=probe_every)
+    flags = console.given(
+        recipe=recipe,
+        preset=preset,
+        method=method,
+        dim=dim,
+        set_aside=set_aside,
+        init=init,
+        probe_every_epochs=probe_every,
+    )
     flags["train"] = console.training(epochs, steps, batch, precision, seed, keep)
     flags["train"] |= {"stop_on_collapse": True} if stop_on_collapse else {}
     flags["learner"] = console.given(crop=crop, width=width, augmentation=augment)
@@ -73,6 +87,7 @@ def command(
         dim=dim,
         method=method,
         recipe=recipe,
+        preset=preset,
         layers=console.layers(config, set_, flags),
         out=out,
         workspace=Workspace(workspace),
@@ -89,6 +104,7 @@ def command(
         "samples an epoch": result.samples,
         "parameters": f"{result.parameters:,}",
         **console.outcome(result.outcome),
+        "start": result.start,
         "weights": result.weights,
         "report": result.report,
     }

@@ -12,7 +12,9 @@ from pcrl_cli.cli import console, options
 def command(
     run: Annotated[Path, typer.Argument(help="Run or weights file")],
     cache: Annotated[Path | None, typer.Argument(help="Cache with labels (default: the workspace's only one)")] = None,
-    task: Annotated[str, typer.Option("--task", help="Whose candidates and labels")] = "luna",
+    task: Annotated[
+        str | None, typer.Option("--task", help="Whose labels (default: luna; of a 2D encoder chest)")
+    ] = None,
     split: Annotated[str, typer.Option("--split", metavar="val|test", help="Part to score")] = "test",
     device: options.Device = "auto",
     workspace: options.WorkspaceDir = None,
@@ -37,7 +39,7 @@ def command(
     )
     rows = {
         "weights": result.weights,
-        "candidates": f"{result.train} to learn from, {result.tested} to score ({result.positives} nodules)",
+        "samples": f"{result.train} to learn from, {result.tested} to score ({result.positives} positive labels)",
         "k-NN AUROC": result.knn_auroc if result.reason is None else f"- ({result.reason})",
         "linear AUROC": result.linear_auroc if result.reason is None else f"- ({result.reason})",
     }

@@ -17,10 +17,11 @@ def text() -> str:
 
 
 def _commit() -> str:
-    """Of the checkout that the package is run from; `release` where it is installed from a wheel."""
+    """Of the checkout that the package is run from, or that its wheel was built from (setup.py notes it)."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
-        return "release"
+        noted = root / "pcrl_cli" / "COMMIT"
+        return noted.read_text("utf-8").strip() if noted.is_file() else "unknown"
     try:
         found = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty"],

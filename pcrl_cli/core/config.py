@@ -15,25 +15,32 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
+from pcrl_cli.core.files import read_sealed
 
 RECIPES = ("paper", "released")
+PRESETS = ("matched", "native")
 ENVIRONMENT = "environment"
 RESERVED = ("PCRL_WORKSPACE", "PCRL_DATA")  # variables that are not settings
 GROUPS = frozenset(
     (
         "reader",
         "recipe",
+        "preset",
         "seed",
         "spacing_mm",
         "intensity",
         "pairs",
         "candidates",
+        "prepare",
+        "modalities",
+        "volumes",
         "method",
         "dim",
         "learner",
         "train",
         "set_aside",
+        "init",
         "any_recipe",
         "probe_every_epochs",
         "task",
@@ -61,7 +68,18 @@ def recipe(name: str, *path: str) -> dict[str, Any]:
     """The values that a recipe holds at a path, such as ("pretrain", "pcrlv2", "3d"); empty where it holds none."""
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    tree: Any = yaml.safe_load(resources.files("pcrl_cli").joinpath("recipes", f"{name}.yaml").read_text("utf-8"))
+    return _values(name, path)
+
+
+def preset(name: str, *path: str) -> dict[str, Any]:
+    """The values that a preset holds for a (method, dimension); empty for PCRLv2, whose recipes say everything."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return _values("presets", (name, *path))
+
+
+def _values(file: str, path: Iterable[str]) -> dict[str, Any]:
+    tree: Any = yaml.safe_load(resources.files("pcrl_cli").joinpath("recipes", f"{file}.yaml").read_text("utf-8"))
     for key in path:
         tree = (tree or {}).get(key, {})
     return dict(tree or {})
@@ -80,7 +98,23 @@ def file_layer(path: Path) -> Layer:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings; expected lines such as 'train: {{lr: 0.001}}'")
+    if _settings_beside(path) not in (None, values):
+        raise IntegrityError(
+            f"{path} is torn or was edited (run.json beside it holds other settings); copy it elsewhere to change it, or run "
+            "the run's own command again to mend it"
+        )
     return str(path), values
+
+
+def _settings_beside(path: Path) -> Any:
+    """The settings in the run.json beside a run's own config.yaml; None where the file is nobody's."""
+    record = path.parent / "run.json"
+    if path.name != "config.yaml" or not record.is_file():
+        return None
+    try:
+        return read_sealed(record).get("settings")
+    except IntegrityError:
+        return None  # opening that run says so
 
 
 def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
@@ -167,6 +201,7 @@ def build(model: type[Model], layers: Iterable[Layer]) -> tuple[Model, dict[str,
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or a value that does not fit, and where it came from.
+        UsageError: a flag's value does not fit.
     """
     layers = [(name, _meant_for(model, tree) if name == ENVIRONMENT else tree) for name, tree in layers]
     values, origin = merge(layers)
@@ -186,7 +221,10 @@ def validate(model: type[Model], values: Mapping[str, Any], origin: Mapping[str,
         where = f" (from {source})" if source else ""
         what = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r}"
-        raise ConfigError(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
+        kind = (
+            UsageError if source == "flags" else ConfigError
+        )  # whoever notices it, a wrong word on the command line is one
+        raise kind(f"{key or model.__name__}{where}: {what[:1].lower()}{what[1:]}{given}") from None
 
 
 def picked(layers: Iterable[Layer], key: str, default: Any) -> Any:

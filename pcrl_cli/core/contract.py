@@ -40,6 +40,8 @@ class Patients(Settings):
     """One a scan, of its voxels: the same scan is recognised in another data set's clothes."""
     selected: tuple[str, ...] = ()
     """Of patients and scans by which the epoch to keep was chosen."""
+    unknown: bool = False
+    """Others were seen too, and nobody wrote down whom (imported weights): a leak can be found, and never ruled out."""
 
     @classmethod
     def of(cls, names: Iterable[str], salt: str, scans: Iterable[str] = (), selected: Iterable[str] = ()) -> "Patients":
@@ -62,7 +64,9 @@ class Patients(Settings):
         assert self.salt == other.salt, "hashes of two salts cannot be joined"
         fields = ("hashes", "scans", "selected")
         return Patients(
-            salt=self.salt, **{name: tuple(sorted({*getattr(self, name), *getattr(other, name)})) for name in fields}
+            salt=self.salt,
+            unknown=self.unknown or other.unknown,
+            **{name: tuple(sorted({*getattr(self, name), *getattr(other, name)})) for name in fields},
         )
 
 
@@ -80,6 +84,8 @@ class Contract(Settings):
     method: str = ""
     recipe: str = ""
     steps: int = 0
+    encoder_at: str = ""
+    """Prefix of the encoder's tensors in a checkpoint, such as `net.encoder.`; an export has none."""
     cache: str = ""
     """Fingerprint of the cache trained on."""
     pcrl: str = ""

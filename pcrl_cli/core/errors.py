@@ -86,3 +86,24 @@ def blame_reading(path: object) -> Iterator[None]:
         raise MachineError(
             f"cannot read {error.filename or path}: {what}; mend the permission, disk or mount and run again"
         ) from error
+
+
+@contextmanager
+def blame_memory(what: str, where: str, instead: str) -> Iterator[None]:
+    """Turns a failed allocation, of Python, NumPy or torch, on a CPU or a GPU, into a `MachineError`.
+
+    what: did not fit. where: cpu or cuda. instead: the setting to try.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        raise MachineError(f"not enough memory on {where} for {what}; try {instead}") from error
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    """torch's own class exists for GPUs only; on a CPU its words tell, here or in what the error was raised from."""
+    if error is None or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return error is not None
+    return "allocate memory" in str(error) or _is_of_memory(error.__cause__)

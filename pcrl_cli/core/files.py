@@ -14,6 +14,7 @@ from typing import Any
 
 from pcrl_cli.core.errors import IntegrityError, MachineError
 
+REMOVE = "remove it and run the command that made it again"
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp$")
 
@@ -25,10 +26,14 @@ def temporary(path: Path) -> Path:
 
 @contextmanager
 def blame_machine(path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission below it into a `MachineError`; other errors pass."""
+    """Turns a full disk or a missing permission below it into a `MachineError`, a folder in a file's place into an
+    `IntegrityError`; other errors pass.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EISDIR:
+            raise IntegrityError(f"{path} is a folder where a file belongs: {REMOVE}") from error
         if error.errno in _OF_THE_MACHINE:
             what = (error.strerror or "cannot write").lower()
             raise MachineError(
@@ -75,8 +80,37 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise IntegrityError(f"{path} is missing: run the command that made it again") from error
-    except ValueError as error:
+    except IsADirectoryError as error:
+        raise IntegrityError(f"{path} is a folder where a file belongs: {REMOVE}") from error
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is torn or no JSON ({error}): run the command that made it again") from error
+
+
+SEAL = "seal"
+"""The key under which a sealed object holds its own fingerprint."""
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` of an object with its own fingerprint: a changed byte is found when it is read."""
+    write_json(path, {**value, SEAL: _seal_of(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the seal.
+
+    Raises:
+        IntegrityError: the file is missing, torn, or was changed.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or value.pop(SEAL, None) != _seal_of(value):
+        raise IntegrityError(
+            f"{path} is torn or was changed (its own seal differs): run the command that made it again"
+        )
+    return value
+
+
+def _seal_of(value: dict[str, Any]) -> str:
+    return fingerprint(json.loads(json.dumps({k: v for k, v in value.items() if k != SEAL})))  # as it will be read
 
 
 def sha256_file(path: Path) -> str:
@@ -96,7 +130,7 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.match(path.name)
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+        if match and match["host"] == _host() and not alive(int(match["pid"])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -109,7 +143,8 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether this host has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

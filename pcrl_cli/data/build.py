@@ -231,16 +231,23 @@ def _make(job: _Job) -> tuple[str, Status, Bad]:
         return case.id, "refused", {case.id: str(error)}
     except MemoryError as error:
         raise MachineError(f"not enough memory for the scan {case.id}: run again with fewer --jobs") from error
-    record = write_shard(job.folder, case.id, drawn, job.facts | _facts(scan))
-    return case.id, "made", record.get("bad", {})
+    record = write_shard(job.folder, case.id, drawn, job.facts | _facts(scan, case))
+    return case.id, "made", _reasons(record)
 
 
-def _facts(scan: Scan) -> Record:
+def _facts(scan: Scan, case: Case) -> Record:
     """Who and what is in the shard, for splits and for the search for leaks."""
     if not isinstance(scan, Pictures):
         return {"scan_ids": list(scan.scan_ids)}
     items = {"id": list(scan.id), "patient": list(scan.patient), "scan_id": list(scan.scan_ids)}
-    return {"scan_ids": [], "items": items, "bad": dict(sorted(scan.bad.items()))}
+    whose = {image.id: image.patient for image in case.images}
+    bad = {name: {"patient": whose.get(name, ""), "reason": reason} for name, reason in sorted(scan.bad.items())}
+    return {"scan_ids": [], "items": items, "bad": bad}
+
+
+def _reasons(record: Record) -> Bad:
+    """Why images of a shard could not be used."""
+    return {name: why["reason"] for name, why in record.get("bad", {}).items()}
 
 
 def _kind(error: DataError | IntegrityError, group: str) -> tuple[str, Record]:
@@ -265,7 +272,7 @@ def _outcomes(todo: list[_Job], jobs: int | Literal["auto"], peak_bytes: int) ->
     for job in todo:
         if _is_made(job):
             record = read_record(record_path(job.folder, job.case.id)) or {}
-            yield job.case.id, "skipped", record.get("bad", {})
+            yield job.case.id, "skipped", _reasons(record)
         else:
             work.append(job)
     n = min(auto_jobs(peak_bytes) if jobs == "auto" else jobs, len(work))

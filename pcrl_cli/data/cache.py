@@ -27,8 +27,19 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import ValidationError
 
+from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError, IntegrityError
-from pcrl_cli.core.files import blame_machine, read_json, seal, sha256_file, temporary, write_atomic, write_json
+from pcrl_cli.core.files import (
+    blame_machine,
+    read_json,
+    read_sealed,
+    seal,
+    sha256_file,
+    temporary,
+    write_atomic,
+    write_json,
+    write_sealed,
+)
 from pcrl_cli.core.plan import Drawn
 from pcrl_cli.pure.split import Part, Split, split
 
@@ -62,7 +73,7 @@ def write_shard(folder: Path, case: str, groups: Mapping[str, Drawn], facts: Rec
         "counts": {name: dict(sorted(drawn.counts.items())) for name, drawn in groups.items()},
         "arrays": {name: _shapes(drawn.arrays) for name, drawn in groups.items()},
     }
-    write_json(record_path(folder, case), record)
+    write_sealed(record_path(folder, case), record)
     bad_path(folder, case).unlink(missing_ok=True)
     return record
 
@@ -74,7 +85,7 @@ def write_bad(
     record_path(folder, case).unlink(missing_ok=True)
     shard_path(folder, case).unlink(missing_ok=True)
     record = {**facts, "schema": SCHEMA, "case": case, "reason": reason, "slug": slug, "counts": counts or {}}
-    write_json(bad_path(folder, case), record)
+    write_sealed(bad_path(folder, case), record)
     return record
 
 
@@ -90,6 +101,24 @@ def bad_path(folder: Path, case: str) -> Path:
     return folder / "shards" / f"{case}.bad.json"
 
 
+def forget_others(folder: Path, cases: Sequence[Case]) -> int:
+    """Removes shards of images that the listing has no longer; returns how many.
+
+    A list that has grown or shrunk is cut into other shards, and an image must not be in two of them. Scans in 3D have
+    shards of their own, which do no harm.
+    """
+    here = {case.id for case in cases if case.images}
+    gone = []
+    for path in (folder / "shards").glob("*.json") if here else ():
+        record = read_record(path)
+        if record is not None and "items" in record and record["case"] not in here:
+            gone.append(record["case"])
+    for name in gone:
+        record_path(folder, name).unlink(missing_ok=True)
+        shard_path(folder, name).unlink(missing_ok=True)
+    return len(gone)
+
+
 def write_split(folder: Path, patients: Iterable[str], seed: int, given: Mapping[str, Part] | None = None) -> Split:
     """Makes or extends `split.json`; patients that it holds already never move. given: see `pure.split`.
 
@@ -100,7 +129,7 @@ def write_split(folder: Path, patients: Iterable[str], seed: int, given: Mapping
     existing = read_split(folder) if (folder / "split.json").exists() else None
     result = split(patients, seed, existing, given)
     if result != existing:
-        write_json(folder / "split.json", {"schema": SCHEMA, **result.model_dump()})
+        write_sealed(folder / "split.json", {"schema": SCHEMA, **result.model_dump()})
     return result
 
 
@@ -111,7 +140,11 @@ def read_split(folder: Path) -> Split:
         IntegrityError: it is missing, torn or of another form.
     """
     path = folder / "split.json"
-    value = read_json(path)
+    try:
+        value = read_sealed(path)
+    except IntegrityError as error:
+        again = "run the command that made it again"
+        raise IntegrityError(str(error).replace(again, "delete it and run `pcrl prep` again")) from error
     try:
         return Split.model_validate({name: field for name, field in value.items() if name != "schema"})
     except (AttributeError, ValidationError) as error:
@@ -132,9 +165,9 @@ def gather_manifest(folder: Path, header: Record) -> Record:
             for r in bad
         ]
         refused += [
-            {"case": name, "patient": "", "reason": reason, "slug": "unreadable", "counts": {}}
+            {"case": name, **why, "slug": "unreadable", "counts": {}}
             for r in good
-            for name, reason in r.get("bad", {}).items()
+            for name, why in r.get("bad", {}).items()
         ]
         totals = _totals(good) | {"refused": dict(sorted(Counter(row["slug"] for row in refused).items()))}
         manifest = {
@@ -148,7 +181,7 @@ def gather_manifest(folder: Path, header: Record) -> Record:
         keys = ("case", "patient", "reason")
         lines = [json.dumps({k: row[k] for k in keys}, ensure_ascii=False) + "\n" for row in refused]
         write_atomic(folder / "bad_cases.jsonl", "".join(lines).encode())
-        write_json(folder / "manifest.json", manifest)
+        write_sealed(folder / "manifest.json", manifest)
         if _records(folder, header["fingerprint"]) == (good, bad):  # nobody sealed a case meanwhile
             return manifest
 
@@ -167,10 +200,10 @@ def _records(folder: Path, settings: str) -> tuple[list[Record], list[Record]]:
 def read_record(path: Path) -> Record | None:
     """The record in a sidecar, or None where it is missing, torn or of another schema."""
     try:
-        record = read_json(path)
+        record = read_sealed(path)
     except IntegrityError:
         return None
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+    return record if record.get("schema") == SCHEMA else None
 
 
 def _totals(records: list[Record]) -> Record:
@@ -462,10 +495,11 @@ def open_cache(path: Path) -> Cache:
         raise ConfigError(
             f"{path} is no cache (it has no manifest.json): make one with `pcrl prep`, or name another folder"
         )
-    manifest = read_json(path / "manifest.json")
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    found = read_json(path / "manifest.json")
+    schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA:
         raise ConfigError(f"the cache {path} is of schema {schema}, and this version reads {SCHEMA}: prepare it again")
+    manifest = read_sealed(path / "manifest.json")
     if not manifest["cases"]:
         raise ConfigError(f"the cache {path} holds no usable case: see its bad_cases.jsonl, and prepare it again")
     return Cache(path, manifest, read_split(path))

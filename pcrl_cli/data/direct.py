@@ -75,7 +75,7 @@ class Direct:
         try:
             for name, target in out.items():
                 for place, row in zip(places, rows, strict=True):
-                    wanted = memoryview(target[place : place + 1]).cast("B")  # type: ignore[arg-type]
+                    wanted = target[place : place + 1].view(np.uint8).reshape(-1).data
                     if os.preadv(file, [wanted], int(offsets[name][row])) != len(wanted):
                         raise IntegrityError(f"{path} is torn or unreadable: {REPAIR}")
         finally:

@@ -1,35 +1,22 @@
 """Cache to batches: resident on the GPU, in RAM, or read ahead from disk; the order is the same in all three.
 
-On a GPU the way is the same for RAM and disk: a thread fills pinned memory, out of a ring of `AHEAD + 2` places that are made
-once, and starts the copy on a stream of its own; the training loop finds tensors on the device and an event to wait for.
-
 What step s holds is a function of (seed, s): an epoch's order is drawn afresh from (seed, epoch), so a run resumes in the
 middle of an epoch from its step alone, and the last short batch of an epoch is dropped.
 """
 
 import math
-import os
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch
+from pcrl_cli.data.ahead import CacheOn, Order, Rows, ahead, choose, own_device, require_shares, small, steps
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.direct import Direct
-
-CacheOn = Literal["auto", "gpu", "ram", "disk"]
-Order = Callable[[int], Int[np.ndarray, " n"]]
-"""Epoch -> the items of that epoch, in order; always equally many."""
-
-GPU_SHARE, RAM_SHARE, AHEAD = 0.5, 0.5, 4
 
 
 def shuffled(n: int, seed: int) -> Order:
@@ -55,11 +42,6 @@ def dealt(n: int, seed: int, deals: int) -> Order:
         return np.stack([draw.permutation(part)[: n // deals] for part in parts], axis=1).flatten()
 
     return order
-
-
-def ranks_of_this_machine() -> int:
-    """Processes that share this machine's memory; they also share what the system keeps of files that were read."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class Loader:
@@ -95,10 +77,8 @@ class Loader:
         deals: int = 1,
     ) -> None:
         self.cache, self.group, self.arrays, self.cases = cache, group, tuple(arrays), tuple(cases)
-        self.batch_size, self.device, self.rank, self.ranks = batch, device, rank, ranks
+        self.batch_size, self.device, self.rank, self.ranks = batch, own_device(device), rank, ranks
         self.seed = seed
-        if device.type == "cuda" and device.index is None:  # the thread that reads ahead has no current GPU of its own
-            self.device = torch.device("cuda", torch.cuda.current_device())
         everything = int(cache.sizes(group, arrays[0], cases).sum())
         self.rows = None if rows is None or len(rows) == everything else rows
         self.items = everything if rows is None else len(rows)
@@ -116,16 +96,10 @@ class Loader:
                 f"the batch ({batch}) is larger than an epoch ({self.per_epoch} items of {len(cases)} cases in {cache.path}); "
                 "set a smaller --batch or prepare more scans"
             )
-        if batch % ranks:
-            raise ConfigError(
-                f"the batch ({batch}) does not divide among {ranks} ranks; set --batch to a multiple of {ranks}"
-            )
-        if ranks > 1 and batch < 2 * ranks:
-            raise ConfigError(
-                f"the batch ({batch}) leaves one sample a rank, and batch norm needs two; set --batch to {2 * ranks} or more"
-            )
+        require_shares(batch, ranks)
         self.mine = self._mine()
-        self.place, self.residency = self._choose(where)
+        note = f" of {self.bytes / 1e9:.2f}, this rank's parts" if self.share > 1 else ""
+        self.place, self.residency = choose(where, self.bytes // self.share, self.device, note)
         self.resident = self._load() if self.place != "disk" else None
 
     @property
@@ -140,20 +114,16 @@ class Loader:
 
     def batches(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         """Endless, from a step on: global positions of this rank's samples, and their arrays on the device."""
-        rows = self._rows(step)
+        rows = steps(self.order, self.steps_per_epoch, self.batch_size, step, self.rank, self.ranks)
         if self.place == "disk":
             yield from self._from_disk(rows)
         elif self.device.type == "cuda" and self.place == "ram":
-            yield from self._ahead(rows, self._gather)
+            yield from ahead(rows, self._gather, self._room, self.device)
         else:
             assert self.resident is not None
             for positions, items in rows:
-                index = self._small(torch.from_numpy(self._within(items)))
-                yield self._small(positions), {name: array[index] for name, array in self.resident.items()}
-
-    def _small(self, numbers: Tensor) -> Tensor:
-        """A few numbers on the device, without waiting for it."""
-        return numbers if self.device.type == "cpu" else numbers.pin_memory().to(self.device, non_blocking=True)
+                index = small(torch.from_numpy(self._within(items)), self.device)
+                yield small(positions, self.device), {name: array[index] for name, array in self.resident.items()}
 
     def _mine(self) -> Int[np.ndarray, " m"] | None:
         """The items, ascending, that this rank will ever be asked for; None: all."""
@@ -168,39 +138,6 @@ class Loader:
         """Positions of items in the resident arrays."""
         return items if self.mine is None else np.searchsorted(self.mine, items)
 
-    def _rows(self, step: int) -> Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]:
-        """(positions, items) of every step from `step` on; the order is drawn once an epoch."""
-        epoch, order = -1, np.empty(0, np.int64)
-        while True:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = np.asarray(self.order(epoch))
-            first = step % self.steps_per_epoch * self.batch_size
-            mine = np.arange(self.rank, self.batch_size, self.ranks)
-            yield torch.from_numpy(step * self.batch_size + mine), order[first + mine]
-            step += 1
-
-    def _choose(self, where: CacheOn) -> tuple[CacheOn, str]:
-        """Where the items lie, and why."""
-        need = self.bytes // self.share
-        size = f"{need / 1e9:.2f} GB" + (f" of {self.bytes / 1e9:.2f}, this rank's parts" if self.share > 1 else "")
-        if where == "gpu" and self.device.type != "cuda":
-            raise ConfigError("--cache-on gpu, but the run is on the CPU; leave it out or set --device cuda")
-        if where != "auto":
-            return where, f"{where} ({size}, as asked)"
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-            if need <= GPU_SHARE * free:
-                return "gpu", f"gpu ({size}; {free / 1e9:.0f} GB free, of which {GPU_SHARE:.0%} may be used)"
-        free, here = psutil.virtual_memory().available, ranks_of_this_machine()
-        if need * here <= RAM_SHARE * free:
-            return "ram", f"ram ({size}; {free / 1e9:.0f} GB free, of which {RAM_SHARE:.0%} may be used)"
-        each = f" for each of {here} ranks here" if here > 1 else ""
-        return (
-            "disk",
-            f"disk, read ahead ({size}{each}, more than {RAM_SHARE:.0%} of the {free / 1e9:.0f} GB of memory that are free)",
-        )
-
     def _load(self) -> dict[str, Tensor]:
         rows = self.rows if self.mine is None else self.mine if self.rows is None else self.rows[self.mine]
         arrays = self.cache.read(self.group, self.arrays, self.cases, rows=rows).arrays
@@ -209,118 +146,26 @@ class Loader:
             tensors = {name: t.to(self.device) for name, t in tensors.items()}
         return tensors
 
-    # ---- ahead of the training loop ------------------------------------------------------------------------------
-
-    def _gather(self, items: Int[np.ndarray, " b"], out: Batch) -> None:
+    def _gather(self, positions: Int[Tensor, " b"], items: Int[np.ndarray, " b"], out: Batch) -> None:
         """From RAM into the batch."""
         assert self.resident is not None
         index = torch.from_numpy(self._within(items))
         for name, array in self.resident.items():
             torch.index_select(array, 0, index, out=out[name])
 
-    def _from_disk(self, rows: "Rows") -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
+    def _from_disk(self, rows: Rows) -> Iterator[tuple[Int[Tensor, " b"], Batch]]:
         direct = Direct(self.cache, self.group, self.arrays, self.cases)
 
-        def fill(items: Int[np.ndarray, " b"], out: Batch) -> None:
+        def fill(positions: Int[Tensor, " b"], items: Int[np.ndarray, " b"], out: Batch) -> None:
             direct.read(items if self.rows is None else self.rows[items], {name: t.numpy() for name, t in out.items()})
 
         try:
-            yield from self._ahead(rows, fill)
+            yield from ahead(rows, fill, self._room, self.device)
         finally:
             direct.close()
-
-    def _ahead(
-        self, rows: "Rows", fill: Callable[[Int[np.ndarray, " b"], Batch], None]
-    ) -> Iterator[tuple[Tensor, Batch]]:
-        """A thread makes up to `AHEAD` batches while the device works; its errors are raised here."""
-        ready: queue.Queue[tuple[Tensor, Batch, torch.cuda.Event | None] | BaseException] = queue.Queue(AHEAD)
-        stop = threading.Event()
-        ring = Ring(self._room, self.device)
-
-        def put(item: tuple[Tensor, Batch, torch.cuda.Event | None] | BaseException) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                if self.device.type == "cuda":
-                    torch.cuda.set_device(self.device)
-                for positions, items in rows:
-                    if stop.is_set():
-                        return
-                    out = ring.next()
-                    fill(items, out)
-                    put(ring.send(positions, out))
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=work, name="pcrl-read-ahead", daemon=True)
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                positions, batch, arrived = item
-                if arrived is not None:
-                    stream = torch.cuda.current_stream(self.device)
-                    stream.wait_event(arrived)
-                    for t in (positions, *batch.values()):
-                        t.record_stream(stream)
-                yield positions, batch
-        finally:
-            stop.set()
-            thread.join()
 
     def _room(self) -> Batch:
         """Memory for this rank's rows of one batch."""
         n = len(range(self.rank, self.batch_size, self.ranks))
         none = self.cache.read(self.group, self.arrays, self.cases, rows=np.empty(0, np.int64)).arrays
         return {name: torch.from_numpy(np.empty((n, *a.shape[1:]), a.dtype)) for name, a in none.items()}
-
-
-Rows = Iterator[tuple[Int[Tensor, " b"], Int[np.ndarray, " b"]]]
-
-
-class Ring:
-    """Where batches are put together. On a GPU pinned places that go round, each free again when its copy has ended.
-
-    On a CPU every batch is new, since whoever trains on it keeps it.
-    """
-
-    def __init__(self, room: Callable[[], Batch], device: torch.device) -> None:
-        self.room, self.device, self.turn = room, device, 0
-        self.like = room()
-        self.places: list[Batch] = []
-        self.events: list[torch.cuda.Event | None] = []
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def next(self) -> Batch:
-        """The place to fill."""
-        if self.stream is None:
-            return {name: torch.empty_like(t) for name, t in self.like.items()}
-        if len(self.places) < AHEAD + 2:
-            self.places.append({name: torch.empty_like(t, pin_memory=True) for name, t in self.like.items()})
-            self.events.append(None)
-            self.turn = len(self.places) - 1
-        else:
-            self.turn = (self.turn + 1) % len(self.places)
-            event = self.events[self.turn]
-            if event is not None:
-                event.synchronize()
-        return self.places[self.turn]
-
-    def send(self, positions: Tensor, batch: Batch) -> tuple[Tensor, Batch, torch.cuda.Event | None]:
-        """The filled place's content on the device, and the event that says when it is there."""
-        if self.stream is None:
-            return positions, batch, None
-        with torch.cuda.stream(self.stream):
-            there = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
-            where = positions.pin_memory().to(self.device, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(self.stream)
-        self.events[self.turn] = event
-        return where, there, event

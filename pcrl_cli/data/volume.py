@@ -12,7 +12,7 @@ from itertools import permutations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int16, Int64, Num
+from jaxtyping import Float, Float32, Float64, Int16, Int64, Num, Shaped
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pcrl_cli.core.errors import DataError
@@ -84,14 +84,28 @@ def canonical(volume: Volume) -> Volume:
 
     Every voxel keeps its world position; the array is a view.
     """
-    order = max(permutations(range(3)), key=lambda p: sum(abs(volume.direction[i, p[i]]) for i in range(3)))
-    axes = list(order)
+    axes, sign = _upright(volume.direction)
     array, spacing, direction = volume.array.transpose(axes), volume.spacing[axes], volume.direction[:, axes]
-    sign = np.where(np.diagonal(direction) < 0, -1, 1)
     far_end = np.where(sign < 0, np.array(array.shape) - 1, 0)
     origin = volume.origin + direction @ (far_end * spacing)
     array = array[tuple(slice(None, None, int(s)) for s in sign)]
     return replace(volume, array=array, spacing=spacing, origin=origin, direction=direction * sign)
+
+
+def as_filed(array: Shaped[np.ndarray, "x y z"], direction: Float64[np.ndarray, "3 3"]) -> Shaped[np.ndarray, "i j k"]:
+    """Voxels of an upright scan with their axes as in the file that it was read from: `canonical` undone, a view.
+
+    direction: of the file's grid.
+    """
+    axes, sign = _upright(direction)
+    return array[tuple(slice(None, None, int(s)) for s in sign)].transpose(np.argsort(axes))
+
+
+def _upright(direction: Float64[np.ndarray, "3 3"]) -> tuple[list[int], Int64[np.ndarray, "3"]]:
+    """Which axis of the file becomes x, y and z, and which of these are to be flipped (-1)."""
+    order = max(permutations(range(3)), key=lambda p: sum(abs(direction[i, p[i]]) for i in range(3)))
+    axes = list(order)
+    return axes, np.where(np.diagonal(direction[:, axes]) < 0, -1, 1)
 
 
 @dataclass(frozen=True)
@@ -209,14 +223,15 @@ def prepare(volume: Volume, intensity: Intensity, spacing_mm: float = 1.0) -> Pr
         values *= np.float32(MR_STORED_MAX / (high - low))
         np.clip(values, 0, MR_STORED_MAX, out=values)
         background = otsu(values)
-    ids = (scan_id(values),)
+    ids = (scan_id(values if intensity.modality == "ct" else values * np.float32(1000 / MR_STORED_MAX)),)
     return Prepared(values, grid.spacing, grid.origin, grid.direction, background, intensity.air, ids)
 
 
 def scan_id(values: Float[np.ndarray, "x y z"]) -> str:
     """20 hexadecimal digits that are equal for the same prepared scan, whatever its name, its patient and its reader.
 
-    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded. Two
+    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded (MR:
+    of thousandths of the range that is kept, since stored units are beyond that in all of a stripped brain). Two
     copies of a scan get different ids where they were prepared with another spacing or with a window that ends inside
     that range, where one was cropped or converted with rounding (of its voxels, or of its spacing), or MR scans were
     scaled differently. Equal ids mean, in practice, equal scans.

@@ -7,6 +7,7 @@ RUN/
 ├── checkpoints/step_000500/ {model, optim}.safetensors, state.json with their SHA-256
 ├── best/               the same, of the best validation so far (fine-tuning)
 ├── captures/           the batch of a non-finite step, one folder a rank
+├── .lock               while a process writes here
 └── tensorboard/        the rows of metrics.jsonl, if train.tensorboard
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -30,6 +32,7 @@ from torch import Tensor
 from pcrl_cli.core import files
 from pcrl_cli.core.config import leaves
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
+from pcrl_cli.engine import lock
 
 SCHEMA = "pcrl.run/1"
 OWN = ("checkpoints", "best", "captures", "tensorboard", "evaluation", "report.html", "metrics.jsonl", "config.yaml")
@@ -62,20 +65,20 @@ class Run:
         Raises:
             ConfigError: it holds other settings (their names are listed), or something that is no run.
             IntegrityError: its record is torn.
-            MachineError: the folder cannot be written.
+            MachineError: the folder cannot be written, or another process is writing it.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             taken = any(not path.name.startswith(".") for path in folder.iterdir())
         except OSError as error:
             raise MachineError(f"cannot make {folder}: {error.strerror}; choose another --out") from None
+        lock.hold(folder)
         if taken and overwrite:
             cls._clear(folder)
         elif taken:
             run = cls.load(folder)
             run.require_same(verb, settings, fingerprint)
-            if not (folder / "config.yaml").exists():  # stopped between the two writes below
-                files.write_atomic(folder / "config.yaml", config_yaml.encode())
+            run.mend_config(settings, config_yaml)
             return run
         record = {
             "schema": SCHEMA,
@@ -89,6 +92,21 @@ class Run:
         run.write_record()
         files.write_atomic(folder / "config.yaml", config_yaml.encode())
         return run
+
+    def mend_config(self, settings: dict[str, Any], config_yaml: str) -> None:
+        """Writes config.yaml where it is missing (stopped before it was written) or torn: what it says is known.
+
+        settings: which `config_yaml` holds; they may differ from the run's in what does not decide it.
+        """
+        path = self.folder / "config.yaml"
+        try:
+            right = path.read_bytes() == config_yaml.encode()
+        except FileNotFoundError:
+            right = False
+        except OSError:
+            right = not path.is_dir()
+        if not right and (settings == self.record["settings"] or not path.exists()):
+            files.write_atomic(path, config_yaml.encode())
 
     @classmethod
     def _clear(cls, folder: Path) -> None:
@@ -128,10 +146,15 @@ class Run:
         if not path.is_file():
             what = "is not a run folder (it has no run.json)" if folder.exists() else "does not exist"
             raise ConfigError(f"{folder} {what}; give the folder that `pcrl pretrain` or `pcrl finetune` printed")
-        record = files.read_json(path)
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        found = files.read_json(path)
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
             raise ConfigError(f"{path} has another schema than {SCHEMA}; it was written by another version of pcrl")
-        return cls(folder, record)
+        try:
+            return cls(folder, files.read_sealed(path))
+        except IntegrityError:
+            raise IntegrityError(
+                f"{path} is torn or was changed (its own seal differs); start again with --overwrite, or copy it back"
+            ) from None
 
     @property
     def finished(self) -> bool:
@@ -143,7 +166,7 @@ class Run:
 
     def write_record(self, **changes: Any) -> None:
         self.record.update(changes)
-        files.write_json(self.folder / "run.json", self.record)
+        files.write_sealed(self.folder / "run.json", self.record)
 
     def finish(self, result: dict[str, Any]) -> None:
         self.write_record(status="finished", finished_at=datetime.now(UTC).isoformat(), result=result)
@@ -220,14 +243,15 @@ class Run:
         Raises:
             IntegrityError: there are checkpoints, and none of them is sound.
         """
-        damaged = []
-        for path in reversed(self.checkpoints):
+        paths = self.checkpoints[::-1]
+        for i, path in enumerate(paths, start=1):
             try:
                 return unseal(path)
             except IntegrityError as error:
-                damaged.append(path)
-                warn(f"{error}; falling back to the checkpoint before it")
-        if damaged:
+                warn(
+                    f"{error}; {'falling back to the checkpoint before it' if i < len(paths) else 'there is no other'}"
+                )
+        if paths:
             raise IntegrityError(f"no checkpoint in {self.folder} is sound; start again with --overwrite")
         return None
 
@@ -296,10 +320,10 @@ def _seal(target: Path, parts: dict[str, dict[str, Tensor]], values: dict[str, A
         hashes = {}
         for name, tensors in parts.items():
             path = draft / f"{name}.safetensors"
-            content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata)
+            content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or None)
             files.write_atomic(path, content)
             hashes[path.name] = hashlib.sha256(content).hexdigest()
-        hashes["state.json"] = files.fingerprint(values)
+        hashes["state.json"] = files.fingerprint([values, hashes])
         files.write_json(draft / "state.json", {**values, "sha256": hashes})
         _replace(draft, target)
         files.sync(target.parent)
@@ -344,12 +368,28 @@ def unseal(folder: Path) -> Checkpoint:
     Raises:
         IntegrityError: a file is missing, torn or changed.
     """
+    parts, state = _unseal(folder, ("model", "optim"))
+    return Checkpoint(parts["model"], parts["optim"], state)
+
+
+def unseal_capture(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The batch and the state that `Run.capture` kept.
+
+    Raises:
+        IntegrityError: a file is missing, torn or changed.
+    """
+    parts, state = _unseal(folder, ("batch",))
+    return parts["batch"], state
+
+
+def _unseal(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     state = files.read_json(folder / "state.json")
     hashes = state.pop("sha256", None) if isinstance(state, dict) else None
-    if not isinstance(hashes, dict) or hashes.get("state.json") != files.fingerprint(state):
+    own = hashes.pop("state.json", None) if isinstance(hashes, dict) else None
+    if not isinstance(hashes, dict) or own != files.fingerprint([state, hashes]):
         raise IntegrityError(f"{folder / 'state.json'} is torn or was changed (its own hash differs)")
     parts = {}
-    for name in ("model", "optim"):
+    for name in names:
         path = folder / f"{name}.safetensors"
         try:
             content = path.read_bytes()
@@ -357,8 +397,11 @@ def unseal(folder: Path) -> Checkpoint:
             raise IntegrityError(f"{path} cannot be read") from None
         if hashlib.sha256(content).hexdigest() != hashes.get(path.name):
             raise IntegrityError(f"{path} is torn or was changed (its SHA-256 differs)")
-        parts[name] = load_tensors(content)
-    return Checkpoint(parts["model"], parts["optim"], state)
+        try:
+            parts[name] = load_tensors(content)
+        except SafetensorError as error:  # written so, by a bug of ours or of the library
+            raise IntegrityError(f"{path} is no sound safetensors file ({str(error)[:80]})") from None
+    return parts, state
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

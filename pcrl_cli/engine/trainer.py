@@ -48,6 +48,7 @@ class TrainConfig(Settings):
     weight_decay: float = Field(1e-5, ge=0)
     schedule: Schedule = "cosine"
     halve_every_epochs: int = Field(50, ge=1)
+    step_epochs: tuple[int, ...] = Field((), description="of schedule steps: from each of these on a tenth of the rate")
     warmup_steps: int = Field(0, ge=0, description="linear; at most a tenth of the run")
     clip_norm: float | None = Field(None, gt=0, description="gradient clipping, off by default")
     skip_loss_above: float | None = Field(None, description="released code: such a step is skipped")
@@ -484,7 +485,8 @@ class Trainer:
 
     def _set_lr(self) -> float:
         c = self.config
-        f = factor(c.schedule, self.step, self.steps, c.warmup(self.steps), self.per_epoch, c.halve_every_epochs)
+        warmup = c.warmup(self.steps)
+        f = factor(c.schedule, self.step, self.steps, warmup, self.per_epoch, c.halve_every_epochs, c.step_epochs)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * (1.0 if group["fixed"] else f)

@@ -17,37 +17,43 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pcrl_cli.augment.chains import Ranges, global_views, local_views
+from pcrl_cli.augment.images import ImageRanges, draw_multi, draw_sub, views_of
 from pcrl_cli.augment.intensity import constant
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
+from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.heads import Comparison, Restoration, RestoreHead
+from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.networks.heads import Comparison, Restoration, RestoreHead, full_resolution_head
+from pcrl_cli.networks.initial import Init, initialise
 from pcrl_cli.networks.nsunet import NsUNet, Up
-from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.pure import losses
 from pcrl_cli.pure.crops import CropPairs
 
 Crop = Literal["sub", "multi", "none"]
-GROUPS = {3: "pairs"}
+GROUPS = {2: "images", 3: "pairs"}
 CROP_PLANS = {3: CropPairs}
+"""In 2D whole images are cached, and every step cuts its own crops."""
 CROSSED_WIDTH = 256
+ENCODERS = {2: "resnet18", 3: "unet3d"}
 
 
 class Config(Settings):
     """Every choice of the method; the defaults are recipe `paper` in 3D."""
 
     crop: Crop = Field("sub", description="where local views come from: the globals' hull, the whole scan, nowhere")
-    width: int = Field(32, ge=1, description="base number of filters")
-    poolings: int = Field(5, ge=1, description="released code: 3")
+    width: int = Field(32, ge=1, description="base number of filters; 2D: 64")
+    poolings: int = Field(5, ge=1, description="released code, 3D: 3")
+    init: Init = Field("torch", description="how decoder and heads start: 2D he, released code released")
     up: Up = Field("nearest", description="released code: deconv")
     decoder_widths: tuple[int, ...] | None = Field(None, description="of F_1..F_N; none mirrors the encoder")
     decoder_bias: bool = Field(False, description="released code: on; redundant before a batch norm")
     decoder_skip: bool = Field(False, description="Table 1's ablation: an ordinary U-Net")
     restore_head: RestoreHead = "paper"
-    restore_activation: Literal["sigmoid", "linear"] = Field("sigmoid", description="docs/stability.md")
+    restore_activation: Literal["sigmoid", "linear"] = Field("sigmoid", description="docs/stability.md; 2D: linear")
     restore_scales: tuple[int, ...] | None = Field(None, description="scales drawn from; none: 1..N; empty: no L^R")
     compare_scales: tuple[int, ...] | None = Field(None, description="the same for L^C")
     comparison: Literal["pairwise", "crossed"] = Field("pairwise", description="Table 2's ablation: crossed")
@@ -65,7 +71,8 @@ class Config(Settings):
         description="so many finest stages up-sample and convolve in one, equally; none: where it pays, on a CPU",
     )
     stop_gradient: bool = Field(True, description="off only to see a collapse")
-    augment: Ranges = Ranges()
+    augment: Ranges = Field(Ranges(), description="3D")
+    images: ImageRanges = Field(ImageRanges(), description="2D: views of radiographs")
     augmentation: Literal["batched", "torchio"] = Field(
         "batched", description="torchio: the reference, on the CPU, slow"
     )
@@ -92,6 +99,8 @@ class Config(Settings):
 
     def arrays(self, dim: int) -> tuple[str, ...]:
         """The cached arrays that this method reads."""
+        if dim == 2:
+            return ("image",)
         return ("globals",) if self.crop == "none" else ("globals", f"locals_{self.crop}")
 
 
@@ -134,33 +143,41 @@ def draw_scales(config: Config, stream: Stream, locals_: int) -> Scales:
 class PCRLv2(Learner):
     """nsUNet with a restoration and a comparison head at every scale that the losses may draw.
 
-    Batch: `globals` (b, 2, c, x, y, z) and `locals_sub` or `locals_multi` (b, k, c, x, y, z), integers as stored.
+    Batch, integers as stored. 3D: `globals` (b, 2, c, x, y, z) and `locals_sub` or `locals_multi` (b, k, c, x, y, z).
+    2D: `image` (b, 1, h, w), of which the crops are views too.
 
     Args:
         config: the method's choices.
         stored: what the cache holds.
+
+    Raises:
+        ConfigError: a setting that 2D does not have.
     """
 
     def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
         self.config, self.stored = config, stored
-        channels = stored.channels
-        encoder = UNet3dEncoder(channels, config.width, config.poolings)
+        dim = stored.dim
+        if dim == 2:
+            _fits_2d(config)
+        encoder = build_encoder(self.architecture, stored.channels)
+        channels = encoder.channels
         self.net = NsUNet(
             encoder, config.decoder_widths, config.up, config.decoder_skip, config.decoder_bias, config.subpixel
         )
         sigmoid = config.restore_activation == "sigmoid"
         self.restore = nn.ModuleDict(
             {
-                str(i): Restoration(3, self.net.widths[i], channels, config.restore_head, sigmoid)
+                str(i): Restoration(dim, self.net.widths[i], channels, config.restore_head, sigmoid)
                 for i in config.restore_at
             }
         )
         crossed = CROSSED_WIDTH if config.comparison == "crossed" else None
         self.compare = nn.ModuleDict({str(i): Comparison(self.net.widths[i], crossed) for i in config.compare_at})
-        self.full = None
-        if config.full_resolution:
-            self.full = nn.Sequential(nn.Conv3d(self.net.widths[-1], channels, 1), nn.Sigmoid())
+        self.full = full_resolution_head(dim, self.net.widths[-1], channels) if config.full_resolution else None
+        for part in (self.net.stages, self.restore, self.compare, self.full):
+            if part is not None:
+                initialise(part, config.init)
 
     @property
     def encoder(self) -> Encoder:
@@ -168,23 +185,46 @@ class PCRLv2(Learner):
 
     @property
     def architecture(self) -> Architecture:
-        return Architecture(dim=3, encoder="unet3d", width=self.config.width, poolings=self.config.poolings)
+        return Architecture(
+            dim=self.stored.dim,
+            encoder=ENCODERS[self.stored.dim],
+            width=self.config.width,
+            poolings=self.config.poolings,
+        )
 
     # ---- views (section 3.4, Fig. 5) -----------------------------------------------------------------------------
 
     def views(self, batch: Batch, rng: Rng) -> Views:
-        """x (b, 2, c, ...) targets in [0, 1]; g the same corrupted and z-normalised; l (b, k, c, ...); the scales."""
+        """x (b, 2, c, ...) targets; g the same corrupted and normalised; l (b, k, c, ...); the scales.
+
+        Targets are in [0, 1] and inputs z-normalised in 3D; both are ImageNet-normalised in 2D.
+        """
+        views = self._image_views(batch, rng) if self.stored.dim == 2 else self._crop_views(batch, rng)
+        views["scales"] = draw_scales(self.config, rng.step.fork("scales"), views["l"].shape[1] if "l" in views else 0)
+        return views
+
+    def _crop_views(self, batch: Batch, rng: Rng) -> Views:
+        """Of cached crops of scans."""
         globals_ = self._unit(batch["globals"])
         b, n = globals_.shape[:2]
         x, g = self._augment(globals_.flatten(0, 1), rng.sample.fork("global").each(n), local=False)
         views: Views = {"x": x.unflatten(0, (b, n)), "g": g.unflatten(0, (b, n))}
-        k = 0
         if self.config.crop != "none":
             locals_ = self._unit(batch[f"locals_{self.config.crop}"])
             k = locals_.shape[1]
             _, l = self._augment(locals_.flatten(0, 1), rng.sample.fork("local").each(k), local=True)  # noqa: E741
             views["l"] = l.unflatten(0, (b, k))
-        views["scales"] = draw_scales(self.config, rng.step.fork("scales"), k)
+        return views
+
+    def _image_views(self, batch: Batch, rng: Rng) -> Views:
+        """Of whole images: the boxes are drawn here, anywhere in the image or (`sub`) in the hull of two that overlap."""
+        stored, ranges, sample = self._unit(batch["image"]), self.config.images, rng.sample.fork("image")
+        draw_boxes = draw_sub if self.config.crop == "sub" else draw_multi
+        global_boxes, local_boxes = draw_boxes(sample, (stored.shape[2], stored.shape[3]), ranges)
+        x, g = views_of(stored, sample, global_boxes, ranges, "global")
+        views: Views = {"x": x, "g": g}
+        if self.config.crop != "none":
+            views["l"] = views_of(stored, sample, local_boxes, ranges, "local")[1]
         return views
 
     def _augment(self, x01: Tensor, streams: Stream, local: bool) -> tuple[Tensor, Tensor]:
@@ -280,23 +320,35 @@ class PCRLv2(Learner):
         return watched
 
     def figures(self, views: Views) -> dict[str, Tensor]:
-        """How many views had one value everywhere: they became zeros, where TorchIO would raise."""
+        """How many views had one value everywhere: in 3D they became zeros, where TorchIO would raise."""
         seen = [views[name].flatten(0, 1) for name in ("g", "l") if name in views]
+        seen = [v[:, :1] for v in seen] if self.stored.dim == 2 else seen  # the normalisation sets the channels apart
         return {"constant_views": torch.stack([constant(v).sum() for v in seen]).sum()}
 
     def pictures(self, views: Views) -> dict[str, Tensor]:
-        """Mid slices as the network saw them: a row a sample. x1, g1, x2, g2, restorations of g1, locals."""
+        """Images or mid slices as the network saw them: a row a sample. x1, g1, x2, g2, restorations of g1, locals."""
         x, g = views["x"], views["g"]
-        middle = x.shape[-1] // 2
         pyramid = self.net(g[:, 0])
         size = tuple(x.shape[3:])
         columns = {"x1": x[:, 0], "x1'": g[:, 0], "x2": x[:, 1], "x2'": g[:, 1]}
         columns |= {f"restored from F{i}": self.restore[str(i)](pyramid[i], size) for i in self.config.restore_at}
-        shown = {name: image[:, 0, :, :, middle].unsqueeze(1) for name, image in columns.items()}
+        shown = {name: self._slice(image).unsqueeze(1) for name, image in columns.items()}
         if "l" in views:
-            l = views["l"]  # noqa: E741
-            shown["local views"] = l[:, :, 0, :, :, l.shape[-1] // 2]
+            shown["local views"] = self._slice(views["l"].flatten(0, 1)).unflatten(0, views["l"].shape[:2])
         return shown
+
+    def _slice(self, image: Float[Tensor, "n c *space"]) -> Float[Tensor, "n x y"]:
+        """The first channel, in 3D its middle slice; x goes to the right."""
+        if self.stored.dim == 2:
+            return image[:, 0].transpose(1, 2)
+        return image[:, 0, :, :, image.shape[-1] // 2]
+
+
+def _fits_2d(config: Config) -> None:
+    if config.poolings != 5:
+        raise ConfigError(f"learner.poolings is {config.poolings}, but ResNet-18 has 5; leave it out in 2D")
+    if config.augmentation != "batched":
+        raise ConfigError("learner.augmentation=torchio is for 3D; leave it out in 2D")
 
 
 Pairs = Callable[[int], tuple[Tensor, Tensor]]

@@ -2,6 +2,7 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
@@ -17,3 +18,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b outputs"]:
         return self.linear(gap(self.encoder(x)[-1]))
+
+    def activation(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b outputs *small"]:
+        """Class activation maps (Zhou et al. 2016): the linear layer at every place of F_0; a map's mean is its logit."""
+        maps = self.encoder(x)[-1].float()
+        return F.linear(maps.movedim(1, -1), self.linear.weight.float(), self.linear.bias.float()).movedim(-1, 1)

@@ -20,9 +20,10 @@ class Restoration(nn.Module):
         dim: 2 or 3.
         c: channels of F_i.
         channels: of the image to restore.
-        head: `paper` as above; `released` (3D): Conv3x3x3(C -> 1)-BN, what the released code does.
+        head: `paper` as above; `released`, what the released code does: Conv3x3x3(C -> 1)-BN in 3D,
+            Conv3x3(C -> C)-BN-ReLU, Conv1x1(C -> channels) in 2D.
         sigmoid: before the up-sampling. On in 3D, whose targets lie in [0, 1]: a linear head lets the features
-            collapse within tens of steps (docs/stability.md).
+            collapse within tens of steps (docs/stability.md). Off in 2D, whose targets are ImageNet-normalised.
     """
 
     def __init__(self, dim: int, c: int, channels: int, head: RestoreHead, sigmoid: bool) -> None:
@@ -30,6 +31,8 @@ class Restoration(nn.Module):
         axes = self.axes = AXES[dim]
         if head == "paper":
             layers = [ConvBnReLU(axes, c, c, bias=False), axes.conv(c, channels, 3, padding=1)]
+        elif dim == 2:
+            layers = [ConvBnReLU(axes, c, c, bias=False), axes.conv(c, channels, 1)]
         else:
             layers = [axes.conv(c, channels, 3, padding=1), axes.norm(channels)]
         self.layers = nn.Sequential(*layers)
@@ -38,6 +41,13 @@ class Restoration(nn.Module):
     def forward(self, f: Float[Tensor, "b c *small"], size: tuple[int, ...]) -> Float[Tensor, "b channels *space"]:
         restored = at_least_float32(self.layers(f))  # before the sigmoid: bfloat16 has steps of 0.004 below 1
         return self.axes.up_linear(restored.sigmoid() if self.sigmoid else restored, size)
+
+
+def full_resolution_head(dim: int, c: int, channels: int) -> nn.Sequential:
+    """The released code's further restoration from F_N: Conv3x3(C -> 3) in 2D, Conv1x1x1(C -> 1)-sigmoid in 3D."""
+    if dim == 2:
+        return nn.Sequential(nn.Conv2d(c, channels, 3, padding=1))
+    return nn.Sequential(nn.Conv3d(c, channels, 1), nn.Sigmoid())
 
 
 class Comparison(nn.Module):

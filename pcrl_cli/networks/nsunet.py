@@ -18,8 +18,8 @@ PAYS_FROM = 1024
 class DecoderStage(nn.Module):
     """F_i = Conv-BN-ReLU(Conv-BN-ReLU(Up(F_{i-1})))                                                      (Eq. 1)
 
-    Up goes to the size of the encoder level that the stage mirrors, so odd sizes pass: voxel i gets what it was pooled
-    into, i // 2. With `skip` (Table 1's ablation) the mirrored encoder map is concatenated after Up.
+    Up goes to the size of the encoder level that the stage mirrors (2D: F_5 to the image's), so odd sizes pass: voxel i
+    gets what it was pooled into, i // 2. With `skip` (Table 1's ablation) the mirrored encoder map is concatenated after Up.
 
     subpixel: do Up and the first convolution in one, where Up is nearest and doubles the size: 8 products an output voxel
         in place of 27, equal up to the rounding of sums of weights. The weights stay those of the k3 convolution.
@@ -36,9 +36,8 @@ class DecoderStage(nn.Module):
     def forward(self, x: Tensor, mirrored: Tensor, skip: bool) -> Tensor:
         size = mirrored.shape[2:]
         if self._in_one(x, size, skip):
-            first, second = self.convs
-            conv, norm, relu = first.children()
-            return second(relu(norm(self.axes.up_conv(x, conv))))
+            conv, norm, relu = self.convs[0].children()
+            return self.convs[1](relu(norm(self.axes.up_conv(x, conv))))
         cut = (..., *(slice(n) for n in size))  # ceil-mode pooling leaves a deconvolution an odd surplus
         x = F.interpolate(x, size, mode="nearest") if self.deconv is None else self.deconv(x)[cut]
         if skip:
@@ -59,7 +58,7 @@ class NsUNet(nn.Module):
 
     Args:
         encoder: has `dim`, `widths` and returns the maps of its levels.
-        widths: of F_1 .. F_N; None mirrors the encoder (3D: 512, 512, 256, 128, 64 at w = 32).
+        widths: of F_1 .. F_N; None takes the encoder's (3D, w = 32: 512, 512, 256, 128, 64; 2D, w = 64: 256 .. 16).
         up: `nearest` up-sampling (recipe paper) or a transposed convolution k2 s2 (recipe released, 3D).
         skip: concatenate encoder maps: an ordinary U-Net, an ablation.
         bias: of the decoder's 3x3(x3) convolutions, redundant before a batch norm (recipe released has them).
@@ -76,17 +75,18 @@ class NsUNet(nn.Module):
         subpixel: int | None = 0,
     ) -> None:
         super().__init__()
-        self.encoder, self.skip = encoder, skip
-        coarse_to_fine = tuple(reversed(encoder.widths))
-        self.widths = (coarse_to_fine[0], *(widths or coarse_to_fine[1:]))  # of F_0 .. F_N
-        axes, n = AXES[encoder.dim], len(self.widths) - 1
+        self.encoder = encoder
+        mirrored = tuple(reversed(encoder.widths[:-1]))  # a stage beyond them goes to the image's size, without skip
+        self.widths = (encoder.widths[-1], *(widths or encoder.decoder_widths))  # of F_0 .. F_N
+        self.skips = tuple(skip and i <= len(mirrored) for i in range(1, len(self.widths)))
+        axes, n = AXES[encoder.dim], len(self.skips)
 
         def stage(i: int) -> DecoderStage:
-            in_one = None if subpixel is None else i > n - subpixel
-            c_skip = coarse_to_fine[i] if skip else 0
-            return DecoderStage(axes, self.widths[i - 1], self.widths[i], c_skip, up, bias, in_one)
+            in_one = None if subpixel is None else i >= n - subpixel
+            c_skip = mirrored[i] if self.skips[i] else 0
+            return DecoderStage(axes, self.widths[i], self.widths[i + 1], c_skip, up, bias, in_one)
 
-        self.stages = nn.ModuleList(stage(i) for i in range(1, n + 1))
+        self.stages = nn.ModuleList(stage(i) for i in range(n))
 
     @property
     def scales(self) -> int:
@@ -99,7 +99,8 @@ class NsUNet(nn.Module):
         Eqs. 4 and 9 use scale i alone, so what is finer than F_i may stay undecoded: no loss and no gradient changes.
         """
         maps = self.encoder(x)
+        mirrored = [*reversed(maps[:-1]), x]  # only a stage beyond the encoder's finest map mirrors the image itself
         pyramid = [maps[-1]]
-        for i, stage in enumerate(list(self.stages)[:until], start=1):
-            pyramid.append(stage(pyramid[-1], maps[-1 - i], self.skip))
+        for stage, level, skip in list(zip(self.stages, mirrored, self.skips, strict=False))[:until]:
+            pyramid.append(stage(pyramid[-1], level, skip))
         return pyramid

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pcrl_cli.core import files
 from pcrl_cli.core.contract import Contract, Domain
 from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.networks.open_torch import Unsafe, check_archive
 
 Format = Literal["safetensors", "torch"]
 ENOUGH = 0.9
@@ -95,9 +96,19 @@ def read_weights(path: Path) -> Weights:
         raise IntegrityError(
             f"the contract in {path} is damaged or of another version; export the weights again"
         ) from None
-    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), "")
+    known = (contract.encoder_at or PREFIXES[0], *PREFIXES)
+    prefix = next((p for p in known if any(key.startswith(p) for key in tensors)), "")
     encoder = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     return Weights(path, encoder, contract, tuple(sorted(key for key in tensors if not key.startswith(prefix))))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, with or without a contract.
+
+    Raises:
+        IntegrityError: the file is torn.
+    """
+    return _read_safetensors(path)[0]
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -111,6 +122,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        check_archive(path)
+    except Unsafe as error:
+        raise IntegrityError(f"{path} {error}; copy or export it again") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

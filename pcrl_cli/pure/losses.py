@@ -1,6 +1,7 @@
 """The paper's losses as functions of tensors."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,3 +32,38 @@ def comparison(
     if stop_gradient:
         v_a, v_b = v_a.detach(), v_b.detach()
     return -0.5 * (cosine(v_a, p_b) + cosine(p_a, v_b))
+
+
+def soft_dice(
+    logits: Float[Tensor, "b r *space"],
+    target: Shaped[Tensor, "b r *space"],
+    valid: Bool[Tensor, "b *space"] | None = None,
+    smooth: float = 1e-5,
+) -> Float[Tensor, ""]:
+    """1 - mean over cases b and regions r of (2 sum(p t) + s) / (sum(p) + sum(t) + s), p = sigmoid(logits), in float32.
+
+    A region that neither the target nor the prediction has costs nothing.
+
+    Args:
+        target: 0 or 1.
+        valid: voxels that count; padding is left out of all three sums.
+    """
+    p, t = torch.sigmoid(logits.float()), target.float()
+    if valid is not None:
+        p, t = p * valid[:, None], t * valid[:, None]
+    p, t = p.flatten(2), t.flatten(2)
+    overlap = (2 * (p * t).sum(2) + smooth) / (p.sum(2) + t.sum(2) + smooth)
+    return 1 - overlap.mean()
+
+
+def voxel_bce(
+    logits: Float[Tensor, "b r *space"],
+    target: Shaped[Tensor, "b r *space"],
+    valid: Bool[Tensor, "b *space"] | None = None,
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy, mean over the valid voxels of all cases and regions, in float32."""
+    each = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    if valid is None:
+        return each.mean()
+    counted = valid[:, None].expand_as(each)
+    return (each * counted).sum() / counted.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""How well scores separate two classes: AUROC, its intervals, the ROC curve.
+"""How well scores separate two classes: AUROC, its intervals, the ROC curve; means over cases with intervals.
 
 Everything is numpy in float64. Labels are 0 or 1; a higher score means "more likely 1". Ties count one half everywhere.
 A quantity that does not exist (one class only) is None together with a reason, never an exception, so that a small
@@ -142,6 +142,32 @@ def clustered_bootstrap(
     low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
     note = f"{n - len(found)} of {n} replicates held one class only and were left out" if len(found) < n else None
     return BootstrapInterval(value, float(low), float(high), note, len(found), n - len(found))
+
+
+def bootstrap_mean(
+    values: Float[np.ndarray, " n"],
+    clusters: Shaped[np.ndarray, " n"],
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> BootstrapInterval:
+    """The mean over samples (cases) with a percentile interval over resampled clusters (patients), as above.
+
+    Returns:
+        value None without samples; limits None for a single cluster.
+    """
+    if not len(values):
+        return BootstrapInterval(None, None, None, "there is no sample")
+    values = values.astype(np.float64)
+    names, member = np.unique(clusters, return_inverse=True)
+    value = float(values.mean())
+    if len(names) < 2:
+        return BootstrapInterval(value, None, None, "resampling needs two clusters, here all samples belong to one")
+    total, count = np.bincount(member, values), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(n, len(names)))
+    means = total[drawn].sum(axis=1) / count[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return BootstrapInterval(value, float(low), float(high), None, n)
 
 
 def _checked(

@@ -1,7 +1,6 @@
 """One's own scans: a tree of NIfTI, MetaImage and NRRD files and DICOM series, in any arrangement."""
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,8 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.tables import patients_by, require_folder, safe_name
+from pcrl_cli.readers.image_io import PLAIN, dicom_facts
+from pcrl_cli.readers.tables import patients_by, require_folder, safe_name, walk_files
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
@@ -22,9 +22,12 @@ CITATION = "the user's own data"
 LICENSE = "unknown: the user's own data"
 CLASSES: tuple[str, ...] = ()
 MODALITY = "ct"  # unless `--modality mr` says otherwise
+IMAGES = "pcrl_cli.readers.image_folder"
+"""Reads such folders of radiographs."""
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
+_PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
 _MASK = re.compile(r"([_-]seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
 
@@ -36,6 +39,40 @@ class _Found:
     path: Path
     where: str
     patient: str | None = None
+
+
+def module_for(root: Path, labels: Path | None = None) -> str:
+    """The module that reads what lies below `root`: this one volumes, `image_folder` radiographs.
+
+    A table of labels is for radiographs; else PNG and JPEG files say that it is they, and volume files the contrary. DICOM
+    files are radiographs where the first one's modality is theirs (CR, DX, MG, ...).
+
+    Raises:
+        DataError: no folder, nothing in it, or pictures and volumes side by side.
+    """
+    root = require_folder(root, f"{_WHAT} or radiographs")
+    if labels is not None:
+        return IMAGES
+    picture, volume, dicom = None, None, None
+    for folder, names in walk_files(root):
+        for name in names:
+            if suffix(folder / name) in SUFFIXES:
+                volume = volume or folder / name
+            elif name.lower().endswith(PLAIN):
+                picture = picture or folder / name
+            elif dicom is None and is_dicom(folder / name):
+                dicom = folder / name
+    if dicom is not None:
+        if dicom_facts(dicom)[1] in _PLATES:
+            picture = picture or dicom
+        else:
+            volume = volume or dicom
+    if picture and volume:
+        raise DataError(
+            f"{root} holds pictures ({picture.relative_to(root)}) and volumes ({volume.relative_to(root)}), which no one "
+            "cache can hold: put them into two folders, or list the pictures in a table for --labels."
+        )
+    return IMAGES if picture else __name__
 
 
 def cases(root: Path, patients: Path | None = None) -> list[Case]:
@@ -70,7 +107,7 @@ def cases(root: Path, patients: Path | None = None) -> list[Case]:
     return sorted(listed, key=lambda case: case.id)
 
 
-def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
+def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None) -> list[str]:
     """Sentences that the user should read: files passed over as masks, and DICOM series that are all of one patient."""
     said, masks = [], _masks(Path(root))
     if masks:
@@ -78,10 +115,10 @@ def remarks(root: Path, cases: Iterable[Case]) -> list[str]:
             f"{len(masks)} files are named like masks and were passed over ({masks[0]}{', ...' * (len(masks) > 1)}); "
             "rename those that are scans"
         )
-    patients = Counter(case.patient for case in cases)
-    if len(patients) == 1 and patients.total() > 1:
+    people = Counter(case.patient for case in cases)
+    if len(people) == 1 and people.total() > 1:
         said.append(
-            f"all {patients.total()} scans are of one patient ({next(iter(patients))!r}), so all are in one part of the "
+            f"all {people.total()} scans are of one patient ({next(iter(people))!r}), so all are in one part of the "
             "split; if they are not, say which is whose with --patients"
         )
     return said
@@ -102,7 +139,7 @@ def files(case: Case) -> list[Path]:
 
 
 def _find(root: Path) -> Iterator[_Found]:
-    for here, names in _walk(root):
+    for here, names in walk_files(root):
         others = []
         for name in names:
             path = here / name
@@ -113,13 +150,6 @@ def _find(root: Path) -> Iterator[_Found]:
                 yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):
             yield from _find_series(here, here.relative_to(root).as_posix())
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder and the names of its files, sorted, without what is hidden."""
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield Path(folder), sorted(name for name in files if not name.startswith("."))
 
 
 def _find_series(folder: Path, where: str) -> Iterator[_Found]:
@@ -135,7 +165,7 @@ def _find_series(folder: Path, where: str) -> Iterator[_Found]:
 
 def _masks(root: Path) -> list[str]:
     """The image files that are named like masks, by their paths below the root."""
-    paths = (here / name for here, names in _walk(root) for name in names)
+    paths = (here / name for here, names in walk_files(root) for name in names)
     return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and _is_mask(path)]
 
 

@@ -1,13 +1,18 @@
 """What readers share: folders that have to be there, CSV tables, names that are safe as file names."""
 
+import csv
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from pcrl_cli.core.errors import DataError, blame_reading
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def require_folder(root: Path, what: str) -> Path:
@@ -26,12 +31,26 @@ def require_folder(root: Path, what: str) -> Path:
     raise DataError(f"The data folder {root} {state}: put {what} there, or give --data DIR.")
 
 
-def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+def walk_files(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from `root` down and the names of its files, sorted, without what is hidden."""
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Every file of `walk_files`."""
+    return (here / name for here, names in walk_files(root) for name in names)
+
+
+def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> "pd.DataFrame":
     """The named columns of a CSV, text stripped and numbers as finite float64; the index is the row, from 0.
 
     Raises:
         DataError: no such file, no CSV, a column that is missing, a text that is empty, a number that is none.
     """
+    import pandas as pd  # half a second, which workers that read images need not spend
+
     table = _load(path)
     missing = [name for name in (*text, *numbers) if name not in table.columns]
     if missing:
@@ -49,11 +68,60 @@ def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> 
     return table
 
 
-def _load(path: Path) -> pd.DataFrame:
-    """A CSV as text."""
+def read_columns(path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]], list[int]]:
+    """The named columns of a CSV as stripped text, which may be empty, and the line that each row ends on, from 1.
+
+    For large tables whose header is odd: a name like `Size[Width,Height]` may be one quoted cell or two plain ones, rows
+    may end in a comma too many, and neither moves a column. Empty lines are passed over.
+
+    Raises:
+        DataError: no such file, no CSV, a column that is missing, a row that ends before its last named column.
+    """
+    try:
+        with blame_reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows, lines = [], []
+            for row in reader:
+                if row:
+                    rows.append(row)
+                    lines.append(reader.line_num)
+    except FileNotFoundError:
+        raise DataError(f"The table {path} is not there: check its path.") from None
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} is not a readable CSV table ({error}): copy it again or correct it.") from None
+    if rows and len(rows[0]) > len(header):
+        header = [part.strip() for name in header for part in (name.split(",") if "[" in name else [name])]
+    missing = [name for name in names if name not in header]
+    if missing:
+        has = ", ".join(name for name in header if name) or "no column"
+        raise DataError(f"{path} lacks the column {missing[0]!r} (it has {has}): correct its first line.")
+    places = [header.index(name) for name in names]
+    width = max(places, default=0) + 1
+    short = next((line for row, line in zip(rows, lines, strict=True) if len(row) < width), None)
+    if short is not None:
+        raise DataError(f"{path}, line {short}: the row ends before its column {header[width - 1]!r}: correct it.")
+    return {name: [row[i].strip() for row in rows] for name, i in zip(names, places, strict=True)}, lines
+
+
+def header_of(path: Path) -> list[str]:
+    """The names of a CSV's columns.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    return [str(name) for name in _load(path, rows=0).columns]
+
+
+def _load(path: Path, rows: int | None = None) -> "pd.DataFrame":
+    """A CSV as text; its first `rows` only, if given."""
+    import pandas as pd
+
     try:
         with blame_reading(path):
-            return pd.read_csv(path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False)
+            return pd.read_csv(
+                path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False, nrows=rows
+            )
     except FileNotFoundError:
         raise DataError(f"The table {path} is not there: check its path.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Num
+from jaxtyping import Float32, Float64, Int16, Num, UInt8
 
 from pcrl_cli.core.errors import DataError, blame_reading
+from pcrl_cli.core.files import blame_machine, sync
+from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.volume import Volume, check
 from pcrl_cli.readers.headers import check_file, data_file, suffix
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".mhd", ".mha", ".nii", ".nii.gz", ".nrrd", ".nhdr")
 UNEVEN = 0.01  # share of the slice spacing by which a slice may lie off its place
-_SERIES_TAG, _PATIENT_TAG = "0020|000e", "0010|0020"
+_SERIES_TAG, _PATIENT_TAG, _SPACING_TAG = "0020|000e", "0010|0020", "0028|0030"
 
 
 def read_volume(path: Path) -> Volume:
@@ -48,6 +51,25 @@ def read_volume(path: Path) -> Volume:
         volume = _read_series(path.parent, _whole_series(path.parent).get(uid, [path]), uid)
     _check(volume)
     return volume
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of an image file, by its header alone.
+
+    Raises:
+        DataError: it is not there, is no such image, or not one of three axes.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not there: check the path.")
+    reader = _quiet_itk().ImageFileReader()
+    reader.SetFileName(str(path))
+    with _translated(path):
+        reader.ReadImageInformation()
+    if reader.GetDimension() != 3:
+        raise DataError(f"{path} holds a {reader.GetDimension()}D image, not a 3D scan: convert it or leave it out.")
+    x, y, z = reader.GetSize()
+    direction = np.array(reader.GetDirection()).reshape(3, 3)
+    return Grid((x, y, z), np.array(reader.GetSpacing()), np.array(reader.GetOrigin()), direction)
 
 
 def volume_files(path: Path) -> list[Path]:
@@ -134,14 +156,48 @@ def write_mhd(volume: Volume, path: Path, compressed: bool = False) -> None:
 
 def write_nifti(volume: Volume, path: Path) -> None:
     """Writes .nii or .nii.gz, renamed into place when complete."""
+    _write_nifti(volume.array, volume, path)
+
+
+def write_mask(mask: UInt8[np.ndarray, "i j k"], grid: Volume | Grid, path: Path) -> None:
+    """Writes a mask as .nii or .nii.gz of 8-bit integers with exactly a grid's geometry (NIfTI keeps it as float32).
+
+    mask: axes as in the grid's own file, see `data.volume.as_filed`. Renamed into place when complete.
+
+    Raises:
+        MachineError: the disk is full or the place may not be written to.
+    """
+    assert mask.shape == (grid.array.shape if isinstance(grid, Volume) else grid.shape)
+    with blame_machine(path):
+        _write_nifti(mask, grid, path)
+
+
+def _write_nifti(array: Num[np.ndarray, "i j k"], grid: Volume | Grid, path: Path) -> None:
     sitk = _quiet_itk()
-    image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
-    image.SetSpacing(volume.spacing.tolist())
-    image.SetOrigin(volume.origin.tolist())
-    image.SetDirection(volume.direction.ravel().tolist())
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing(grid.spacing.tolist())
+    image.SetOrigin(grid.origin.tolist())
+    image.SetDirection(grid.direction.ravel().tolist())
     temporary = _temporary(Path(path))
-    sitk.WriteImage(image, str(temporary))
-    temporary.replace(path)
+    try:
+        with _itk_to_os(path):
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _itk_to_os(path: Path) -> Iterator[None]:
+    """The imaging library says little about why it could not write; the folder is asked."""
+    try:
+        yield
+    except RuntimeError:
+        with tempfile.TemporaryFile(dir=Path(path).parent) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+        raise
 
 
 def _words(numbers: Float64[np.ndarray, " n"]) -> str:
@@ -264,8 +320,23 @@ def _read_series(folder: Path, files: list[Path], uid: str = "") -> Volume:
 
 def _slice(file: Path) -> _Slice:
     info = _read_information(file)
+    _check_pixel_spacing(file, info)
     axes = np.array(info.GetDirection()).reshape(3, 3)
     return _Slice(file, np.array(info.GetOrigin()), axes, tuple(info.GetSize()), tuple(info.GetSpacing()))
+
+
+def _check_pixel_spacing(file: Path, info: "SimpleITK.ImageFileReader") -> None:
+    """The library puts 1 mm in the place of a spacing that is 0, negative or no number, and says nothing."""
+    if info.HasMetaDataKey(_SPACING_TAG):
+        text = info.GetMetaData(_SPACING_TAG).strip(" \0")
+        try:
+            right = all(0 < float(number) < np.inf for number in text.split("\\")) and text.count("\\") == 1
+        except ValueError:
+            right = False
+        if not right:
+            raise DataError(
+                f"{file} states a pixel spacing of {text[:40]!r}: repair it or leave the scan out.", slug="bad_geometry"
+            )
 
 
 def _check_alike(source: str, slices: list[_Slice]) -> None:

@@ -55,7 +55,39 @@ class Chain:
 
 
 CHEST = Made("luna", "pcrl_cli.phantoms.chest")
-CHAINS: dict[str, Chain] = {"luna": Chain(CHEST)}
+FILMS = Made("nih", "pcrl_cli.phantoms.radiograph", {"size": 80})
+CHAINS: dict[str, Chain] = {
+    "luna": Chain(CHEST),
+    "lits": Chain(
+        Made("lits", "pcrl_cli.phantoms.abdomen"),
+        CHEST,
+        patients=16,
+        epochs=20,
+        ratio=0.5,
+        finetune={"learner": {"crop": [64, 64, 32]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
+    "brats": Chain(
+        Made("brats", "pcrl_cli.phantoms.brain"),
+        CHEST,
+        patients=16,
+        epochs=20,
+        ratio=0.5,
+        finetune={"learner": {"crop": [48, 48, 48]}, "train": {"batch": 4, "lr": 3e-2}},
+    ),
+    "chest": Chain(
+        FILMS,
+        patients=300,
+        steps=60,
+        epochs=40,
+        width=8,
+        dim="2d",
+        pretrain={
+            "learner": {"images": {"global_side": 64, "local_side": 64}},
+            "train": {"batch": 16, "check_every": 10},
+        },
+        finetune={"learner": {"side": 64, "resize": 80}, "train": {"batch": 16, "lr": 3e-2}},
+    ),
+}
 """By task."""
 
 

@@ -1,6 +1,7 @@
 """A fine-tuned run to numbers: metrics with intervals, a row a case, a report; what they are is the task's affair."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,7 +68,7 @@ def evaluate(
     Args:
         run: defaults to the newest finished run of the task. cache: defaults to the one it was trained on.
         options: of the task's workflow, such as `all_candidates`, by which candidates that are not cached are read
-            from the raw scans.
+            from the raw scans, or `set`, settings of inference: {"learner": {"tta": True}}.
         fail_under: least values, of which only the names are looked at here: see `require`.
 
     Raises:
@@ -94,15 +95,13 @@ def evaluate(
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
     workflow, given = workflow_of(module), _options(module, settings.task, options or {})
-    work = Work(module, settings, opened, where, listener)
+    name = f"{split}-{opened.path.name}" if external else split
+    out = folder / "evaluation" / "-".join([name, *(_mark(key, value) for key, value in given.items())])
+    work = Work(module, settings, opened, where, listener, out)
     check_thresholds(fail_under or {}, workflow.metric_names(work))
     model = load_task(opened_run, settings, opened).to(where).eval()
     with tf32(False):  # the same numbers on every card
         scores = workflow.score(work, model, split, given)
-    name = f"{split}-{opened.path.name}" if external else split
-    out = (
-        folder / "evaluation" / "-".join([name, *(key.split("_")[0] for key, value in given.items() if value is True)])
-    )
     result = EvaluateResult(
         run=folder,
         task=settings.task,
@@ -138,11 +137,16 @@ def _options(module: Any, task: str, options: Mapping[str, Any]) -> dict[str, An
         UsageError: one that this task's workflow does not know.
     """
     known = workflow_of(module).OPTIONS
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = {name: value for name, value in options.items() if value not in (None, False, {})}
     for name in given:
         if name not in known:
             raise UsageError(f"--{name.replace('_', '-')} is not for the task {task}; leave it out")
     return given
+
+
+def _mark(option: str, value: Any) -> str:
+    """Of an option in the name of the evaluation's folder."""
+    return option.split("_")[0] if value is True else f"{option}-{files.fingerprint(value)[:6]}"
 
 
 def settings_of(run: Run, folder: Path, task: str | None) -> FinetuneSettings:
@@ -165,7 +169,10 @@ def settings_of(run: Run, folder: Path, task: str | None) -> FinetuneSettings:
 def load_task(run: Run, settings: FinetuneSettings, cache: Cache) -> Task:
     """The run's best or last weights, hash checked."""
     checkpoint = unseal(run.weights_path().parent)
-    model = build_task(settings, Architecture.model_validate(run.record["architecture"]), training.stored(cache))
+    stored = training.stored(cache)
+    learned = run.record.get("prepared", {}).get("classes") or stored.classes  # another cache may have other labels
+    stored = replace(stored, classes=tuple(learned))
+    model = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
     model.load_state_dict(checkpoint.model)
     return model
 
@@ -213,6 +220,7 @@ def _leaks(contract: Contract, cache: Cache, split: SplitName, settings: Finetun
         ]
     chosen = ["the epoch was chosen by this part, so its numbers are optimistic"]
     notes = chosen if split == "val" and not external and known.selected else []
+    notes = [*notes, patients.UNKNOWN] if known.unknown else notes
     seen = patients.seen(known, cache, names, selected_too=external)
     if not seen:
         return notes

@@ -77,7 +77,10 @@ def export(
 def model_card(file: Path, contract: Contract, parameters: int, sha256: str, notes: Sequence[str] = ()) -> str:
     """What a person who finds the file should know."""
     a, d = contract.architecture, contract.domain
-    window = f", clipped to [{d.intensity['hu_min']:g}, {d.intensity['hu_max']:g}] HU" if d.intensity else ""
+    window = (
+        f", clipped to [{d.intensity['hu_min']:g}, {d.intensity['hu_max']:g}] HU" if "hu_min" in d.intensity else ""
+    )
+    voxels = f", {d.spacing_mm:g} mm voxels" if d.spacing_mm is not None else ""
     return f"""# {file.name}
 
 Encoder of {contract.method} (recipe {contract.recipe}) after {contract.steps} steps, written by pcrl {contract.pcrl}.
@@ -86,12 +89,19 @@ Encoder of {contract.method} (recipe {contract.recipe}) after {contract.steps} s
 | | |
 |---|---|
 | architecture | {a.encoder}, {a.dim}D, base width {a.width}, {a.poolings} poolings, {a.norm} norm; {parameters:,} parameters |
-| input | {d.channels} channel(s), {d.modality.upper()}, {d.spacing_mm:g} mm voxels{window}; {d.normalisation} |
+| input | {d.channels} channel(s), {d.modality.upper()}{voxels}{window}; {d.normalisation} |
 | axes | {d.axis_order} |
-| patients seen | {len(contract.patients.hashes)} (salted hashes are in the metadata) |
+| patients seen | {_seen(contract)} |
 | cache | {contract.cache} |
 | SHA-256 | {sha256} |
 
 The contract is JSON in the file's metadata under `pcrl`. Not a medical device; not validated for clinical use. Whoever uses
 the weights is bound by the licence of the data they were trained on.
 """
+
+
+def _seen(contract: Contract) -> str:
+    known = f"{len(contract.patients.hashes)} (salted hashes are in the metadata)"
+    return (
+        ("unknown, besides " + known if contract.patients.hashes else "unknown") if contract.patients.unknown else known
+    )

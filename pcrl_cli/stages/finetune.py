@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 from pcrl_cli.core.config import Layer, Settings, build, picked
 from pcrl_cli.core.config import recipe as recipe_values
 from pcrl_cli.core.contract import Architecture, Patients
-from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.errors import ConfigError, UsageError, blame_memory
 from pcrl_cli.core.learner import Learner, Stored, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
@@ -25,7 +25,7 @@ from pcrl_cli.networks.transfer import Weights, load_encoder
 from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.report import finetune_report
 from pcrl_cli.stages.results import Plan, Result
-from pcrl_cli.stages.weights import weights_of
+from pcrl_cli.stages.weights import initial, weights_of
 from pcrl_cli.stages.workflows import Work, workflow_of
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
@@ -49,6 +49,7 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
     width: int | None = Field(None, ge=1, description="from the weights; without weights the paper's")
     poolings: int | None = Field(None, ge=1, description="from the weights; without weights 5")
     weights: str | None = Field(None, description="run or file to start from; none: from scratch")
+    init: str | None = Field(None, description="imagenet=FILE: a local torchvision state dict to start from, 2D")
     allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
 
 
@@ -98,6 +99,7 @@ def finetune(
     *,
     task: str | None = None,
     weights: Path | None = None,
+    init: str | None = None,
     recipe: str | None = None,
     layers: Sequence[Layer] = (),
     out: Path | None = None,
@@ -113,6 +115,7 @@ def finetune(
     Args:
         cache: defaults to the workspace's only cache with labels for the task.
         weights: a run folder or a weights file; its contract decides the architecture.
+        init: imagenet=FILE, in place of weights.
 
     Raises:
         ConfigError: the weights are of another architecture, or saw patients of the validation or test part.
@@ -121,6 +124,10 @@ def finetune(
     settings = finetune_settings(task, recipe, layers)[0]
     if weights is not None:
         settings = settings.model_copy(update={"weights": str(weights.resolve())})
+    if init is not None:
+        settings = settings.model_copy(update={"init": init})
+    if settings.init and settings.weights:
+        raise UsageError("--weights and --init both say what to start from; give one of them")
     where = resolve_device(device)
     with training.joined(where) as world:
         return _finetune(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
@@ -145,17 +152,22 @@ def _finetune(
     opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
-    loaded = weights_of(Path(settings.weights)) if settings.weights else None
+    loaded = _start(settings)
     architecture_of(settings, loaded, module.DIM)
     start = loaded.contract.model_dump_json() if loaded else "scratch"
     inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
     found = {"width": None, "poolings": None} if loaded else {}  # the weights' own, by now
-    decisive = settings.model_copy(update={"weights": None, **found})  # their content decides, not their place
+    decisive = settings.model_copy(
+        update={"weights": None, "init": None, **found}
+    )  # their content decides, not their place
     fingerprint = training.run_fingerprint("finetune", decisive, *inputs)
     out = out or workspace.run("finetune", settings.task, fingerprint)
     overlap = check_overlap(loaded, opened, settings, listener)
     if dry_run:
-        figures = {"labelled patients": len(opened.split.first(settings.ratio)), "start": settings.weights or "scratch"}
+        figures = {
+            "labelled patients": len(opened.split.first(settings.ratio)),
+            "start": settings.weights or settings.init or "scratch",
+        }
         return training.plan("finetune", out, settings, fingerprint, figures)
     if not overwrite:
         done = training.already_done(world, out, "finetune", settings, fingerprint, FinetuneResult, listener)
@@ -163,6 +175,13 @@ def _finetune(
             return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
     return _train(settings, opened, loaded, overlap, open_run, out, device, cache_on, world, listener)
+
+
+def _start(settings: FinetuneSettings) -> Weights | None:
+    """What the settings name to start from."""
+    if settings.init:
+        return initial(settings.init)
+    return weights_of(Path(settings.weights)) if settings.weights else None
 
 
 def _train(
@@ -194,6 +213,7 @@ def _train(
         run.write_record(
             cache=str(cache.path.resolve()),
             cache_fingerprint=training.manifest_digest(cache),
+            prepared=training.prepared_of(cache),
             architecture=architecture.model_dump(),
             start=str(weights.path) if weights else "scratch",
             weights_contract=weights.contract.model_dump(mode="json") if weights else None,
@@ -228,7 +248,8 @@ def _train(
     )
     if not can_validate:
         listener.warn(kept)
-    outcome = trainer.fit()
+    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings)):
+        outcome = trainer.fit()
     result = FinetuneResult(
         run=run.folder,
         task=settings.task,
@@ -250,6 +271,14 @@ def _train(
         finetune_report(run, result)
         run.finish(result.model_dump(mode="json"))
     return result
+
+
+def _less(settings: FinetuneSettings) -> str:
+    """What to set when a step does not fit."""
+    half = f"--batch {max(2, settings.train.batch // 2)}"
+    crop = getattr(settings.learner, "crop", None)
+    smaller = [max(16, n // 2) for n in crop or ()]
+    return half if crop is None else f"{half} or --set learner.crop=[{','.join(map(str, smaller))}]"
 
 
 def architecture_of(settings: FinetuneSettings, weights: Weights | None, dim: int) -> Architecture:
@@ -299,6 +328,7 @@ def check_overlap(
     parts = {"labelled": cache.split.first(settings.ratio), "val": cache.split.val, "test": cache.split.test}
     known = weights.contract.patients
     overlap = {name: len(patients.seen(known, cache, part)) for name, part in parts.items()}
+    overlap |= {"unknown": 1} if known.unknown else {}  # imported weights: nobody wrote down whom they saw
     leaked = overlap["val"] + overlap["test"]
     if leaked and not settings.allow_overlap:
         raise ConfigError(
@@ -311,7 +341,7 @@ def check_overlap(
 
 
 def _notes(overlap: dict[str, int]) -> list[str]:
-    notes = []
+    notes = [patients.UNKNOWN] if overlap.get("unknown") else []
     if overlap.get("val") or overlap.get("test"):
         notes.append(
             f"the weights saw {overlap['val']} validation and {overlap['test']} test patients in pre-training: a leak, "
@@ -329,7 +359,7 @@ def _seen(
     weights: Weights | None, cache: Cache, labelled: Sequence[str], selected: Sequence[str], salt: str
 ) -> Patients:
     """The labelled patients, those that choose the epoch, and those that the weights carry already."""
-    if weights is None:
+    if weights is None or not weights.contract.patients.salt:  # ImageNet has no patients
         return patients.hashed(cache, labelled, salt, selected)
     before = weights.contract.patients
     return before.joined(patients.hashed(cache, labelled, before.salt, selected))

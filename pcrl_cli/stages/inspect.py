@@ -49,14 +49,31 @@ def _cache(path: Path) -> dict[str, Any]:
     cache = open_cache(path)
     cache.verify("quick")
     m = cache.manifest
-    keep = ("dim", "modality", "spacing_mm", "recipe", "groups", "fingerprint", "data", "bad_cases", "totals", "pcrl")
+    keep = (
+        "dim",
+        "modality",
+        "spacing_mm",
+        "size",
+        "classes",
+        "recipe",
+        "groups",
+        "fingerprint",
+        "data",
+        "bad_cases",
+        "totals",
+        "pcrl",
+    )
+    shards = f"{len(m['cases'])} of {m.get('scans', len(m['cases']))} scans"
+    if m["dim"] == 2:
+        kept = m["totals"]["counts"].get("images", {}).get("kept", 0)
+        shards = f"{len(m['cases'])} with {kept} of {m['scans']} images"
     patients = Counter({part: len(cache.patients(part)) for part in ("train", "val", "test")})
     return {
         "data set": m["reader"]["name"],
         **{key: m[key] for key in keep if key in m},
         "patients": dict(patients),
         "licence": m["reader"]["license"],
-        "shards": f"{len(m['cases'])} of {m.get('scans', len(m['cases']))} scans",
+        "shards": shards,
     }
 
 

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from pcrl_cli.core.contract import Patients
 from pcrl_cli.data.cache import Cache, scans_of
 
+UNKNOWN = (
+    "whom the weights saw is unknown (they were imported): that they saw validation or test patients can't be ruled out"
+)
+
 
 def hashed(cache: Cache, patients: Sequence[str], salt: str, selected: Sequence[str] = ()) -> Patients:
     """The salted hashes of patients that were trained on, and of those that an epoch was selected by."""

@@ -2,7 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
@@ -18,20 +20,23 @@ from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan
 from pcrl_cli.data.build import auto_jobs, settings_of
 from pcrl_cli.data.build import build as build_cache
-from pcrl_cli.data.cache import read_split
+from pcrl_cli.data.cache import forget_others, read_split
 from pcrl_cli.readers import READERS
-from pcrl_cli.stages.kinds import PrepSettings, kind_of
+from pcrl_cli.stages.kinds import PrepSettings, completed, kind_of, peak_of
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
 OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards"))
 """What a cache folder holds; `--overwrite` deletes nothing else."""
+SAID = 20
+"""Refusals that are said one by one; the others are counted."""
 
 
 class PrepResult(Result):
     """What was prepared.
 
-    made, skipped, bad, bad_cases: of this call; `bad_cases` are the refused scans and why.
+    unit: what is counted: scans, images.
+    made, skipped, bad, bad_cases: scans or images, of this call; `bad_cases` are the refused ones and why.
     cases: of the whole cache, per case what was tried, kept and refused by reason; `totals` sums them.
     refused: of the whole cache, how many scans by kind of refusal (`core.errors.DataError` lists the kinds).
     refused_counts: the same counts as in `cases`, of refused scans that came as far as drawing.
@@ -40,6 +45,7 @@ class PrepResult(Result):
 
     schema_name: ClassVar[str] = "pcrl.prep/1"
     cache: Path
+    unit: str
     made: int
     skipped: int
     bad: int
@@ -56,10 +62,10 @@ class PrepResult(Result):
 
 
 def prep_settings(
-    name: str, recipe: str | None = None, layers: Sequence[Layer] = ()
+    name: str, recipe: str | None = None, layers: Sequence[Layer] = (), reader: ModuleType | None = None
 ) -> tuple[PrepSettings, dict[str, str]]:
-    """The resolved settings of `pcrl prep NAME`, and where each value comes from."""
-    reader = find("data set", name, READERS)
+    """The resolved settings of `pcrl prep NAME`, and where each value comes from. reader: if not the name's own."""
+    reader = reader or find("data set", name, READERS)
     recipe_name = recipe or picked(layers, "recipe", "paper")
     base: Layer = (
         f"recipe {recipe_name}",
@@ -89,9 +95,9 @@ def prep(
     Args:
         name: of a reader, see `readers.READERS`.
         data, out: default to the workspace's data/NAME and cache/NAME.
-        limit: only the first so many cases. shard: (i, n), this process's share, i from 1.
+        limit: only the first so many scans, or images. shard: (i, n), this process's share, i from 1.
         options: of the reader: `patients`, a CSV that groups scans by patient; `candidates`, a CSV in place of
-            candidates_V2.csv; see its OPTIONS.
+            candidates_V2.csv; `labels`, a CSV of a folder of radiographs; see its OPTIONS.
 
     Raises:
         ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache; settings that
@@ -99,29 +105,30 @@ def prep(
         UsageError: overwrite together with shard. DataError: nothing to read. Bad scans are in the result: see `require`.
     """
     began, listener, workspace = time.perf_counter(), listener or Listener(), workspace or Workspace()
-    settings, origin = prep_settings(name, recipe, layers)
+    data, out, given = data or workspace.data(name), out or workspace.cache(name), dict(options or {})
+    reader = _reader(name, data, given)
+    settings, origin = prep_settings(name, recipe, layers, reader)
     if overwrite and shard is not None:
         raise UsageError("--overwrite with --shard would delete the other shards' work; remove the cache by hand first")
-    data, out = data or workspace.data(name), out or workspace.cache(name)
-    reader = find("data set", name, READERS)
-    kind, given = kind_of(reader), dict(options or {})
+    kind = kind_of(reader)
+    settings, peak_bytes = completed(kind, settings, reader, given), peak_of(kind, settings)
     of_reader = given | kind.options(settings)
     cases = _cases(reader, data, of_reader)
     plans = kind.plans(settings, cases)
     kind.check(settings, origin, reader, plans, data)
     header = _header(settings, reader, plans, data, given) | kind.header(settings, reader, cases)
-    header["scans"] = sum(len(case.images) or 1 for case in cases)
+    header["scans"] = _count(cases)
     state = _state(out, settings_of(plans, header, settings.seed), header, cases, overwrite)
-    chosen = cases[:limit]
-    workers = auto_jobs(kind.PEAK_BYTES) if jobs == "auto" else jobs
+    chosen = _first(cases, limit)
+    workers = auto_jobs(peak_bytes) if jobs == "auto" else jobs
     i, n = shard or (1, 1)
     mine = chosen[i - 1 :: n]
     known = set() if overwrite else {record["case"] for record in (_manifest(out) or {}).get("cases", [])}
     missing = [case for case in mine if case.id not in known]
     figures = {
-        "scans": len(cases),
-        "there already": len(mine) - len(missing),
-        "to prepare": len(missing),
+        kind.UNIT: _count(cases),
+        "there already": _count(mine) - _count(missing),
+        "to prepare": _count(missing),
         "processes": workers,
         "gigabytes": round(kind.nbytes(settings, plans, missing) / 1e9, 2),
     }
@@ -130,25 +137,26 @@ def prep(
     if dry_run:
         return Plan(verb="prep", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
     listener.say(
-        f"{figures['to prepare']} of {len(cases)} scans from {data}, {workers} processes (up to "
-        f"{kind.PEAK_BYTES / 1e9:.1f} GB of memory each), about {figures['gigabytes']} GB to {out}"
+        f"{figures['to prepare']} of {_count(cases)} {kind.UNIT} from {data}, {workers} processes (up to "
+        f"{peak_bytes / 1e9:.1f} GB of memory each), about {figures['gigabytes']} GB to {out}"
     )
-    notes: list[str] = reader.remarks(data, cases) if hasattr(reader, "remarks") else []
+    notes: list[str] = reader.remarks(data, cases, **of_reader) if hasattr(reader, "remarks") else []
     for note in notes:
         listener.warn(note)
     if overwrite and out.exists():
         shutil.rmtree(out)
+    forget_others(out, cases)
     refused: list[str] = []
 
     def progress(done: int, total: int, case: str, status: str) -> None:
         refused.extend([case] if status == "refused" else [])
         listener.advance(done, **{"left out": float(len(refused))})
 
-    listener.begin("preparing", len(mine), "scans")
+    listener.begin("preparing", len(mine), "shards of images" if any(case.images for case in mine) else "scans")
     try:
         result = build_cache(
             chosen,
-            kind.reading(settings, READERS[name]),
+            kind.reading(settings, reader.__name__),
             plans,
             out,
             header,
@@ -160,17 +168,20 @@ def prep(
             parts=kind.parts(settings, reader, data),
             root=data,
             files=reader.files,
-            peak_bytes=kind.PEAK_BYTES,
+            peak_bytes=peak_bytes,
         )
     finally:
         listener.end()
-    for case, reason in sorted(result.bad.items()):
+    for case, reason in sorted(result.bad.items())[:SAID]:
         listener.warn(f"left out {case}: {reason}")
+    if len(result.bad) > SAID:
+        listener.warn(f"and {len(result.bad) - SAID} others: see {out / 'bad_cases.jsonl'}")
     split = read_split(out)
     return PrepResult(
         cache=out,
-        made=len(result.made),
-        skipped=len(result.skipped),
+        unit=kind.UNIT,
+        made=_usable(mine, result.made, result.bad),
+        skipped=_usable(mine, result.skipped, result.bad),
         bad=len(result.bad),
         absent_rows=_absent(reader, data, cases, of_reader),
         cases={r["case"]: r["counts"] for r in result.manifest["cases"]},
@@ -196,9 +207,38 @@ def require(result: PrepResult, max_bad: float) -> None:
         return
     first, reason = min(result.bad_cases.items())
     raise DataError(
-        f"{result.bad} of {tried} scans could not be used, more than --max-bad {max_bad:g} allows "
+        f"{result.bad} of {tried} {result.unit} could not be used, more than --max-bad {max_bad:g} allows "
         f"(the first: {first}: {reason}): see {result.cache / 'bad_cases.jsonl'}; the good ones are prepared"
     )
+
+
+def _reader(name: str, data: Path, given: Mapping[str, Any]) -> ModuleType:
+    """The reader of that name, or the one that it names for what lies there."""
+    reader = find("data set", name, READERS)
+    return import_module(reader.module_for(data, given.get("labels"))) if hasattr(reader, "module_for") else reader
+
+
+def _count(cases: Iterable[Case]) -> int:
+    """How many scans, or images."""
+    return sum(len(case.images) or 1 for case in cases)
+
+
+def _usable(cases: Iterable[Case], names: Collection[str], bad: Collection[str]) -> int:
+    """Of the cases with these names: how many scans, or images that could be read."""
+    named = set(names)
+    return sum(sum(i.id not in bad for i in case.images) or not case.images for case in cases if case.id in named)
+
+
+def _first(cases: list[Case], limit: int | None) -> list[Case]:
+    """So many scans, or images, from the front; a shard of images may be cut."""
+    if limit is None or not any(case.images for case in cases):
+        return cases[:limit]
+    kept, left = list[Case](), limit
+    for case in cases:
+        if left > 0:
+            kept.append(replace(case, images=case.images[:left]))
+        left -= len(case.images)
+    return kept
 
 
 def _cases(reader: ModuleType, data: Path, options: Mapping[str, Any]) -> list[Case]:
@@ -266,12 +306,9 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], cases: list[Case
 def _manifest(out: Path) -> dict[str, Any] | None:
     """What an earlier call made of the folder; None where it made nothing that can be read."""
     try:
-        old = files.read_json(out / "manifest.json") if (out / "manifest.json").exists() else None
+        return files.read_sealed(out / "manifest.json") if (out / "manifest.json").exists() else None
     except IntegrityError:
         return None
-    if old is not None and not isinstance(old, dict):
-        raise ConfigError(f"{out / 'manifest.json'} is no cache's manifest; choose another --out")
-    return old
 
 
 def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:
@@ -287,9 +324,9 @@ def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:
     now = {owned.id: owned.patient for case in cases for owned in (case.images or (case,))}
     moved = [name for name, patient in now.items() if was.get(name, patient) != patient]
     if moved:
-        first = moved[0]
+        first, unit = moved[0], "images" if any(case.images for case in cases) else "scans"
         raise ConfigError(
-            f"{len(moved)} scans of {out} belonged to other patients when it was made (the first: {first} to "
+            f"{len(moved)} {unit} of {out} belonged to other patients when it was made (the first: {first} to "
             f"{was[first]}, now {now[first]}); give the same --patients, or choose another --out"
         )
 

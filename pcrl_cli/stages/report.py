@@ -53,6 +53,7 @@ def pretrain_report(run: Run, result: "PretrainResult", pictures: dict[str, np.n
         "patients": result.patients,
         "samples an epoch": result.samples,
         "parameters": result.parameters,
+        "encoder starts from": result.start,
         "steps": outcome["steps"],
         "minutes": outcome["seconds"] / 60,
         "samples a second": outcome["samples_per_second"],
@@ -67,7 +68,7 @@ def pretrain_report(run: Run, result: "PretrainResult", pictures: dict[str, np.n
             [
                 Picture(
                     figures.views_figure(pictures),
-                    "Four samples (of volumes the mid slices): x, the target after flip and affine; x', the corrupted input; the "
+                    "Four samples (of volumes the mid slices): x, the target, moved; x', the corrupted input; the "
                     "restorations of x1' from each scale after training; and the local views.",
                 )
             ],

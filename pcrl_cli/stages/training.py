@@ -21,6 +21,7 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
@@ -69,11 +70,15 @@ def open_by_all(world: World, path: Path, memory: Path, plan_only: bool = False)
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written."""
+    """This process among torchrun's ranks, for as long as a command takes; to be entered before anything is written.
+
+    On leaving, the run folder that the command took is free for the next process.
+    """
     world = World.join(device)
     try:
         yield world
     finally:
+        lock.release()
         world.leave()
 
 
@@ -94,8 +99,10 @@ def require_group(cache: Cache, group: str, what: str) -> None:
 
 def domain_of(cache: Cache) -> Domain:
     """What weights that are trained on this cache have seen."""
-    keys = ("channels", "modality", "spacing_mm", "intensity", "normalisation")
-    return Domain.model_validate({key: cache.manifest[key] for key in keys})
+    m = cache.manifest
+    keys = ("channels", "modality", "intensity", "normalisation")
+    order = {"axis_order": "rows, columns"} if m["dim"] == 2 else {}
+    return Domain(spacing_mm=m.get("spacing_mm"), **{key: m[key] for key in keys}, **order)
 
 
 def stored(cache: Cache) -> Stored:
@@ -105,21 +112,36 @@ def stored(cache: Cache) -> Stored:
     return Stored(m["dim"], m["channels"], (float(scale), float(offset)), tuple(m.get("classes", ())))
 
 
+def prepared_of(cache: Cache) -> dict[str, Any]:
+    """How the images were prepared, for a run's record: new ones are prepared alike, wherever the cache is then."""
+    keys = ("dim", "channels", "channel_names", "classes", "settings")
+    return {key: cache.manifest[key] for key in keys if key in cache.manifest}
+
+
 def note_partial(cache: Cache, listener: Listener) -> None:
-    """Says when preparing was not finished: scans that nobody refused are missing."""
-    there, refused = len(cache.manifest["cases"]), len(cache.manifest.get("refused", []))
-    scans = cache.manifest.get("scans", there + refused)
-    if there + refused < scans:
+    """Says when preparing was not finished: scans or images that nobody refused are missing."""
+    m = cache.manifest
+    unit = "images" if m["dim"] == 2 else "scans"
+    refused = len(m.get("refused", []))
+    there = sum(len(r["items"]["id"]) if "items" in r else 1 for r in m["cases"])
+    expected = m.get("scans", there + refused)
+    if there + refused < expected:
         listener.warn(
-            f"{cache.path} holds {there} of {scans} scans ({refused} refused); run `pcrl prep` again without --limit or "
-            "--shard to finish it, if that is not meant"
+            f"{cache.path} holds {there} of {expected} {unit} ({refused} refused); run `pcrl prep` again without --limit "
+            "or --shard to finish it, if that is not meant"
         )
 
 
+def encoder_at(learner: Learner) -> str:
+    """Under which prefix a learner's state holds its encoder."""
+    return next(f"{name}." for name, module in learner.named_modules() if module is learner.encoder)
+
+
 def contract_of(
-    cache: Cache, architecture: Architecture, patients: Patients, method: str, recipe: str, steps: int
+    cache: Cache, architecture: Architecture, patients: Patients, method: str, recipe: str, steps: int, at: str = ""
 ) -> Contract:
     return Contract(
+        encoder_at=at,
         architecture=architecture,
         domain=domain_of(cache),
         patients=patients,

@@ -4,10 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pcrl_cli.core.errors import UsageError
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.engine.run import Run
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.networks.imagenet import read_imagenet
 from pcrl_cli.networks.transfer import Weights, load_encoder, read_weights
 from pcrl_cli.stages import training
 
@@ -19,6 +21,21 @@ def weights_of(source: Path) -> Weights:
         run.check_weights()
         return read_weights(run.weights_path())
     return read_weights(source)
+
+
+IMAGENET = "imagenet="
+"""What `--init` starts with: `imagenet=FILE`."""
+
+
+def initial(text: str) -> Weights:
+    """What `--init` names.
+
+    Raises:
+        UsageError: it is not imagenet=FILE. ConfigError: there is no such file, or it holds another network.
+    """
+    if not text.startswith(IMAGENET) or text == IMAGENET:
+        raise UsageError(f"--init {text!r} is not {IMAGENET}FILE; give a local torchvision state dict of resnet18")
+    return read_imagenet(Path(text.removeprefix(IMAGENET)))
 
 
 def unfinished(source: Path) -> list[str]:

@@ -1,4 +1,9 @@
-"""Downstream Learners that also predict, one file each: DIM, Config, CROP_PLAN, GROUP, ARRAYS, METRIC and the TASK itself."""
+"""Downstream Learners that also predict, one file each: DIM, Config, GROUP, ARRAYS, METRIC and the TASK itself."""
 
-TASKS: dict[str, str] = {"luna": "pcrl_cli.tasks.luna"}
+TASKS: dict[str, str] = {
+    "luna": "pcrl_cli.tasks.luna",
+    "lits": "pcrl_cli.tasks.lits",
+    "brats": "pcrl_cli.tasks.brats",
+    "chest": "pcrl_cli.tasks.chest",
+}
 """Name -> module, imported on use."""

@@ -59,7 +59,7 @@ def test_a_name_leads_to_its_module_and_an_unknown_one_to_the_nearest():
     assert find("method", "pcrlv2", METHODS).__name__ == "pcrl_cli.methods.pcrlv2"
     with pytest.raises(UsageError, match="did you mean pcrlv2"):
         find("method", "pcrl2", METHODS)
-    with pytest.raises(UsageError, match="the methods are pcrlv2"):
+    with pytest.raises(UsageError, match=r"the methods are .*pcrlv2"):
         find("method", "xyz", METHODS)
 
 

@@ -5,6 +5,7 @@ import yaml
 from pydantic import Field
 
 from pcrl_cli.core.config import (
+    PRESETS,
     RECIPES,
     Settings,
     all_keys,
@@ -14,10 +15,13 @@ from pcrl_cli.core.config import (
     file_layer,
     leaves,
     merge,
+    preset,
     recipe,
     set_layer,
 )
 from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.names import find
+from pcrl_cli.methods import METHODS
 from pcrl_cli.stages.finetune import finetune_settings
 from pcrl_cli.stages.kinds import KINDS
 from pcrl_cli.stages.prep import prep_settings
@@ -27,6 +31,8 @@ VERBS = {
     "prep": lambda recipe_, layers=(): prep_settings("luna", recipe_, layers),
     "pretrain": lambda recipe_, layers=(): pretrain_settings(None, recipe_, None, layers),
     "finetune": lambda recipe_, layers=(): finetune_settings("luna", recipe_, layers),
+    "finetune lits": lambda recipe_, layers=(): finetune_settings("lits", recipe_, layers),
+    "finetune brats": lambda recipe_, layers=(): finetune_settings("brats", recipe_, layers),
 }
 
 
@@ -173,7 +179,7 @@ def test_an_empty_config_file_changes_nothing(tmp_path):
 def test_both_recipes_are_valid_and_every_key_of_theirs_arrives(verb, name):
     settings, origin = VERBS[verb](name)
     paths = {"prep": ("prep", "crops"), "pretrain": ("pretrain", "pcrlv2", "3d"), "finetune": ("finetune", "luna")}
-    values = recipe(name, *paths[verb])
+    values = recipe(name, *paths.get(verb, verb.split()))
     assert values, "the recipe says nothing about this verb"
     dumped = dict(leaves(settings.model_dump()))
     for key, value in leaves(values):
@@ -188,8 +194,36 @@ def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     assert tree.keys() == {"prep", "pretrain", "finetune"}
     assert tree["prep"].keys() <= KINDS.keys()
     assert tree["pretrain"].keys() == {"pcrlv2"}
-    assert tree["pretrain"]["pcrlv2"].keys() == {"3d"}
-    assert tree["finetune"].keys() == {"luna"}
+    assert tree["pretrain"]["pcrlv2"].keys() == {"2d", "3d"}
+    assert tree["finetune"].keys() == {"luna", "lits", "brats", "chest"}
+
+
+def presets():
+    """(preset, method, dimension) of all that every compared method is defined for."""
+    for method in METHODS:
+        for dim in find("method", method, METHODS).GROUPS if method != "pcrlv2" else ():
+            yield from ((name, method, f"{dim}d") for name in PRESETS)
+
+
+@pytest.mark.parametrize(("name", "method", "dim"), list(presets()))
+def test_every_preset_is_valid_and_every_key_of_its_arrives(name, method, dim):
+    settings, origin = pretrain_settings(method, "paper", dim, preset=name)
+    values = preset(name, method, dim)
+    assert values.keys() == {"learner", "train"}
+    dumped = dict(leaves(settings.model_dump()))
+    for key, value in leaves(values):
+        arrived = dumped[key]
+        assert (list(arrived) if isinstance(arrived, tuple) else arrived) == value
+        assert origin[key] == f"preset {name}"
+    assert settings.preset == name
+
+
+def test_the_presets_hold_nothing_that_no_method_reads_and_pcrlv2_has_its_recipes():
+    known = {(method, dim) for _, method, dim in presets()}
+    assert {(m, d) for name in PRESETS for m, dims in preset(name).items() for d in dims} == known
+    assert pretrain_settings("pcrlv2", "paper", "3d", preset="native")[0].preset is None
+    with pytest.raises(ConfigError, match="matched, native"):
+        pretrain_settings("genesis", preset="nativ")
 
 
 def test_an_unknown_recipe_lists_the_known_ones():

@@ -19,6 +19,7 @@ from pcrl_cli.core.files import (
     temporary,
     write_atomic,
     write_json,
+    write_sealed,
 )
 from pcrl_cli.core.plan import Drawn
 from pcrl_cli.data import cache as module
@@ -166,7 +167,7 @@ def test_a_case_refused_later_leaves_the_cache_and_comes_back_when_it_succeeds(f
 
 
 def test_a_case_sealed_while_gathering_is_not_lost(folder, monkeypatch):
-    real, calls = module.write_json, []
+    real, calls = module.write_sealed, []
 
     def late(path, value):
         real(path, value)
@@ -174,7 +175,7 @@ def test_a_case_sealed_while_gathering_is_not_lost(folder, monkeypatch):
             calls.append(1)
             write_shard(folder, "late", {"candidates": drawn("e", 1)}, facts("e"))
 
-    monkeypatch.setattr(module, "write_json", late)
+    monkeypatch.setattr(module, "write_sealed", late)
     gather_manifest(folder, HEADER)
     assert "late" in open_cache(folder).records
 
@@ -240,7 +241,7 @@ def test_a_torn_manifest_or_split_is_an_integrity_error(folder, name):
 
 
 def test_a_missing_or_foreign_split_is_an_integrity_error(folder):
-    write_json(folder / "split.json", {"train": []})
+    write_sealed(folder / "split.json", {"train": []})
     with pytest.raises(IntegrityError, match="not a split"):
         open_cache(folder)
     (folder / "split.json").unlink()

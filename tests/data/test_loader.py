@@ -10,9 +10,10 @@ import torch
 from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.plan import Drawn
 from pcrl_cli.core.source import Source
+from pcrl_cli.data.ahead import AHEAD
 from pcrl_cli.data.cache import gather_manifest, open_cache, shard_path, write_shard, write_split
 from pcrl_cli.data.direct import Direct
-from pcrl_cli.data.loader import AHEAD, Loader, shuffled
+from pcrl_cli.data.loader import Loader, shuffled
 
 ITEMS = {"a": 5, "b": 1, "c": 7, "d": 4}  # 17; `number` counts them
 CPU = torch.device("cpu")

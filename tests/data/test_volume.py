@@ -192,6 +192,15 @@ def test_an_mr_scan_of_one_value_is_refused():
         prepare(scan, Intensity(modality="mr"))
 
 
+def test_stripped_brains_of_one_outline_have_ids_of_their_own():
+    ids = set()
+    for seed in range(3):
+        array = np.zeros((16, 16, 16), np.int16)
+        array[2:14, 2:14, 2:14] = np.random.default_rng(seed).integers(200, 260, (12, 12, 12))
+        ids |= set(prepare(Volume(array, np.ones(3), np.zeros(3), np.eye(3)), Intensity(modality="mr")).scan_ids)
+    assert len(ids) == 3
+
+
 def test_otsu_finds_the_edge_that_the_definition_names():
     values = np.random.default_rng(0).normal(0, 1, 4000) ** 2
     values[::3] += 5

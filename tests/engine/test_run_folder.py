@@ -11,6 +11,7 @@ from toys import Noise, Source, digests, losses, new_run, rows, stop_at, trainer
 
 from pcrl_cli.core import files
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
+from pcrl_cli.engine import lock
 from pcrl_cli.engine import run as module
 from pcrl_cli.engine.run import Checkpoint, Run, read_metrics, unseal
 
@@ -21,7 +22,7 @@ def checkpoint(step, **values):
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.name != lock.NAME)
 
 
 def opened(folder, settings, fingerprint="f00d", verb="pretrain", overwrite=False):
@@ -307,7 +308,7 @@ def test_a_place_that_cannot_be_written_is_the_machines_error(tmp_path, monkeypa
         patch.setattr(Path, call, refused)
         with pytest.raises(MachineError, match=r"(?i)cannot (write|make) .*permission denied"):
             opened(tmp_path / "run", {})
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.name != lock.NAME] == []
 
 
 def test_a_full_disk_while_logging_is_the_machines_error(tmp_path, monkeypatch):

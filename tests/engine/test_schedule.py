@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pcrl_cli.engine.schedule import factor
 from pcrl_cli.engine.trainer import TrainConfig
 
-SCHEDULES = ("cosine", "cosine_epoch", "halving", "constant")
+SCHEDULES = ("cosine", "cosine_epoch", "halving", "steps", "constant")
 
 
 def test_cosine_starts_at_1_is_half_in_the_middle_and_ends_at_0():
@@ -38,6 +38,12 @@ def test_halving_is_the_released_fine_tuning():
     f = [factor("halving", s, 1000, 0, 10, halve_every=50) for s in range(1000)]
     assert (f[0], f[499], f[500], f[999]) == (1, 1, 0.5, 0.5)
     assert factor("halving", 1000, 2000, 0, 10, halve_every=50) == 0.25
+
+
+def test_steps_divide_by_ten_from_each_named_epoch_on():
+    f = [factor("steps", s, 120, 0, 1, step_epochs=(60, 80, 100)) for s in range(120)]
+    assert [f[s] for s in (0, 59, 60, 79, 80, 100, 119)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001])
+    assert factor("steps", 119, 240, 0, 2, step_epochs=(60,)) == 1
 
 
 def test_constant_is_1():

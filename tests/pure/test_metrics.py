@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from pcrl_cli.core.errors import NumericalError
-from pcrl_cli.pure.metrics import auroc, clustered_bootstrap, delong, roc_points
+from pcrl_cli.pure.metrics import auroc, bootstrap_mean, clustered_bootstrap, delong, roc_points
 
 
 def counted(labels, scores):
@@ -191,3 +191,32 @@ def test_bootstrap_counts_the_replicates_it_left_out():
     assert alone.value == pytest.approx(2 / 3)
     assert alone.low is None
     assert "two clusters" in alone.note
+
+
+def test_a_mean_over_cases_is_their_mean_and_its_interval_is_that_of_the_resampled_patients():
+    rng = np.random.default_rng(4)
+    values, patients = rng.random(30), np.repeat(np.arange(10), 3)
+    found = bootstrap_mean(values, patients, n=4000)
+    assert found.value == pytest.approx(values.mean())
+    error = values.reshape(10, 3).mean(axis=1).std() / 10**0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found == bootstrap_mean(values, patients, n=4000)
+
+
+def test_cases_of_one_patient_are_resampled_together():
+    values = np.array([0.0, 1.0] * 10)
+    apart = bootstrap_mean(values, np.arange(20))
+    together = bootstrap_mean(values, np.arange(20) // 2)  # each patient has a 0 and a 1
+    assert apart.low < 0.4 < 0.6 < apart.high
+    assert (together.low, together.high) == (0.5, 0.5)
+
+
+def test_patients_with_several_cases_weigh_by_their_cases():
+    assert bootstrap_mean(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["a", "a", "a", "b"])).value == 0.75
+
+
+def test_a_mean_of_one_patient_has_no_interval_and_one_of_nobody_no_value():
+    one = bootstrap_mean(np.array([0.2, 0.4]), np.array(["a", "a"]))
+    assert (round(one.value, 6), one.low, one.high) == (0.3, None, None)
+    assert "two clusters" in one.note
+    assert bootstrap_mean(np.zeros(0), np.zeros(0)).value is None

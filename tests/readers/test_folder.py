@@ -88,7 +88,7 @@ def test_every_reader_has_the_same_words():
     for name, module in READERS.items():
         reader = importlib.import_module(module)
         assert name == reader.NAME
-        assert reader.MODALITY in ("ct", "mr")
+        assert reader.MODALITY in ("ct", "mr", "xray")
         assert isinstance(reader.CLASSES, tuple)
         assert reader.CITATION
         assert reader.LICENSE

@@ -1,4 +1,7 @@
 import errno
+import os
+from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel
@@ -8,7 +11,16 @@ import SimpleITK as sitk
 
 from pcrl_cli.core.errors import DataError, MachineError
 from pcrl_cli.data.volume import Volume, index_to_world
-from pcrl_cli.readers.volume_io import dicom_series, is_dicom, read_volume, volume_files, write_mhd, write_nifti
+from pcrl_cli.readers.volume_io import (
+    dicom_series,
+    is_dicom,
+    read_grid,
+    read_volume,
+    volume_files,
+    write_mask,
+    write_mhd,
+    write_nifti,
+)
 
 C, S = np.cos(0.3), np.sin(0.3)
 OBLIQUE = np.array([[0.0, -C, S], [0.0, S, C], [-1.0, 0.0, 0.0]])
@@ -234,3 +246,70 @@ def test_all_real_scans_can_be_read(real_data):
         lps = (reference.affine @ [*corner, 1])[:3] * [-1, -1, 1]
         np.testing.assert_allclose(index_to_world(volume, corner), lps, atol=1e-2)
         np.testing.assert_allclose(volume.array[::9, ::9, ::9], reference.get_fdata()[::9, ::9, ::9], atol=1e-2)
+
+
+AXES = [
+    np.eye(3)[list(order)] * np.array(sign)
+    for order in permutations(range(3))
+    for sign in product((1.0, -1.0), repeat=3)
+]
+
+
+@pytest.mark.parametrize("direction", [*AXES, OBLIQUE])
+@pytest.mark.parametrize("name", ["m.nii.gz"])
+def test_a_mask_has_exactly_the_geometry_of_the_scan_it_was_made_for(tmp_path, direction, name):
+    """To the bit: the same header fields as the scan's own file has."""
+    volume = Volume(scan().array, np.array([0.7031, 0.8, 2.5]), np.array([-20.53, 5.0, -300.25]), direction)
+    write_nifti(volume, tmp_path / "scan.nii.gz")
+    read = read_volume(tmp_path / "scan.nii.gz")
+    mask = (read.array > 0).astype(np.uint8)
+    write_mask(mask, read, tmp_path / name)
+    one, two = nibabel.load(tmp_path / "scan.nii.gz"), nibabel.load(tmp_path / name)
+    assert two.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(two.affine, one.affine, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(two.header.get_zooms(), one.header.get_zooms(), rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(two.dataobj), mask)
+    same(read_volume(tmp_path / name), replace(read, array=mask.astype(np.int16)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.nii.gz", "scan.nii.gz"]
+
+
+def test_masks_have_equal_bytes_again(tmp_path):
+    mask = (scan().array > 0).astype(np.uint8)
+    for name in ("a", "b"):
+        write_mask(mask, scan(), tmp_path / f"{name}.nii.gz")
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_mask_that_cannot_be_written_is_the_machines_fault_and_leaves_nothing(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(MachineError, match=r"cannot write .*m\.nii"):
+            write_mask((scan().array > 0).astype(np.uint8), scan(), tmp_path / "m.nii")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.real
+def test_a_mask_of_a_real_scan_has_its_files_geometry(real_data, tmp_path):
+    paths = [*real_data.glob("LiTS/volume-*.nii.gz"), *real_data.glob("BraTS/*/*/*flair.nii.gz")]
+    assert len(paths) >= 10
+    for path in paths:
+        read = read_volume(path)
+        write_mask((read.array > 40).astype(np.uint8), read, tmp_path / "m.nii.gz")
+        one, two = nibabel.load(path), nibabel.load(tmp_path / "m.nii.gz")
+        np.testing.assert_allclose(two.affine, one.affine, rtol=1e-6, atol=1e-5)
+        np.testing.assert_array_equal(np.asarray(two.dataobj) > 0, np.asarray(one.dataobj) > 40)
+
+
+def test_a_header_alone_tells_the_grid(tmp_path):
+    write_nifti(scan(), tmp_path / "a.nii.gz")
+    read, grid = read_volume(tmp_path / "a.nii.gz"), read_grid(tmp_path / "a.nii.gz")
+    assert grid.shape == read.array.shape
+    for name in ("spacing", "origin", "direction"):
+        np.testing.assert_array_equal(getattr(grid, name), getattr(read, name))
+    (tmp_path / "b.nii").write_bytes(b"no image")
+    for name in ("b.nii", "c.nii"):
+        with pytest.raises(DataError, match=name):
+            read_grid(tmp_path / name)

@@ -9,6 +9,7 @@ from chain import Chain, finetune_layers, prep_layers
 from sklearn.metrics import roc_auc_score
 
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, ThresholdError, UsageError
+from pcrl_cli.core.files import write_sealed
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.engine.run import Run
 from pcrl_cli.phantoms import chest
@@ -210,7 +211,7 @@ def test_a_run_that_never_saved_weights_says_what_to_do(chain, tmp_path):
     run = Run.load(chain.tuned.run).record
     for name, record in (("a", {k: v for k, v in run.items() if k != "cache"}), ("b", run)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        write_sealed(tmp_path / name / "run.json", record)
         with pytest.raises(ConfigError, match="holds no weights yet"):
             evaluate(tmp_path / name, workspace=chain.workspace)
 

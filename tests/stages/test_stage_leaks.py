@@ -7,6 +7,7 @@ from chain import finetune_layers, prep_layers, pretrain_layers, settings
 
 from pcrl_cli.core.config import file_layer
 from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.core.files import write_sealed
 from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.export import export
 from pcrl_cli.stages.finetune import finetune
@@ -33,7 +34,7 @@ def test_froc_is_null_when_scans_of_the_part_were_refused(chain, tmp_path, monke
     manifest["refused"] = [{"case": "x", "patient": split["test"][0], "reason": "torn", "slug": "unreadable"}]
     original = (chain.cache / "manifest.json").read_bytes()
     try:
-        (chain.cache / "manifest.json").write_text(json.dumps(manifest))
+        write_sealed(chain.cache / "manifest.json", manifest)
         result = evaluate(chain.tuned.run, workspace=chain.workspace, options={"all_candidates": True})
     finally:
         (chain.cache / "manifest.json").write_bytes(original)
@@ -70,7 +71,7 @@ def test_an_unfinished_run_is_exported_with_a_word(chain, tmp_path, monkeypatch)
     record = chain.pretrained.run / "run.json"
     original = record.read_bytes()
     try:
-        record.write_text(json.dumps({**json.loads(original), "status": "running"}))
+        write_sealed(record, {**json.loads(original), "status": "running"})
         result = export(chain.pretrained.run, tmp_path / "e.safetensors")
     finally:
         record.write_bytes(original)

@@ -273,11 +273,26 @@ def test_a_plan_counts_the_caches_own_crops(chain):
     assert 4 < cost.step_flops(config, 4) / ours < 8  # the paper's globals are 8 times as large
 
 
-def test_a_method_whose_steps_are_not_counted_is_planned_without_their_price(chain, monkeypatch):
+def test_any_methods_steps_are_counted_from_its_own_losses_as_pcrlv2s_are(chain, monkeypatch):
+    learner = {"width": 4, "restore_scales": [1], "compare_scales": [1], "crop": "none"}
+    layers = pretrain_layers(4, learner=learner)
+    ours = pretrain(workspace=chain.workspace, layers=layers, dry_run=True).figures["tflop per step"]
     monkeypatch.setattr(cost, "Config", type("Other", (), {}))
-    plan = pretrain(workspace=chain.workspace, layers=pretrain_layers(4), dry_run=True)
+    assert pretrain(workspace=chain.workspace, layers=layers, dry_run=True).figures["tflop per step"] == ours
+
+    def cannot(*args):
+        raise NotImplementedError
+
+    monkeypatch.setattr(cost, "learner_flops", cannot)
+    plan = pretrain(workspace=chain.workspace, layers=layers, dry_run=True)
     assert plan.figures["steps"] == 4
     assert "tflop per step" not in plan.figures
+
+
+def test_scales_that_differ_between_restoration_and_comparison_are_counted(chain):
+    learner = {"width": 4, "restore_scales": [5], "compare_scales": [0], "crop": "none"}
+    plan = pretrain(workspace=chain.workspace, layers=pretrain_layers(4, learner=learner), dry_run=True)
+    assert plan.figures["tflop per step"] > 0
 
 
 def probes(chain, monkeypatch, steps, cache=None, **more) -> list[int] | None:

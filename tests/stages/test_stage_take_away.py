@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
+from pcrl_cli.core.files import write_sealed
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.networks.unet3d import UNet3dEncoder
@@ -133,7 +134,7 @@ def test_a_probe_on_patients_that_were_seen_warns(chain, heard, tmp_path):
     split = json.loads((tmp_path / "c/split.json").read_text("utf-8"))
     seen = training_patients(open_cache(chain.cache), 0.5)[0]
     split["train"], split["test"] = [p for p in split["train"] if p != seen], [*split["test"], seen]
-    (tmp_path / "c/split.json").write_text(json.dumps(split))
+    write_sealed(tmp_path / "c/split.json", split)
     probe_run(chain.pretrained.run, tmp_path / "c", workspace=chain.workspace, listener=heard)
     assert heard.warnings == ["1 patients of the test part were seen in pre-training; the probe is optimistic"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pcrl_cli.core.errors import DataError
-from pcrl_cli.tasks.probe import Config, probe
+from pcrl_cli.tasks.probe import Config, probe, probe_findings
 
 
 def features(n, gap, seed=0, width=6):
@@ -69,3 +69,12 @@ def test_probing_is_repeatable_and_leaves_the_global_generator_alone():
     first = probe(*features(60, 0.2), *features(60, 0.2, seed=1), Config())
     assert first == probe(*features(60, 0.2), *features(60, 0.2, seed=1), Config())
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_several_findings_give_the_mean_over_those_with_both_classes_known():
+    (a, y), (b, z) = features(60, 4.0), features(60, 4.0, seed=1)
+    nothing, unknown = np.zeros_like(y), np.where(np.arange(60) < 10, -1, y)
+    one = probe(a, y, b, z, Config())
+    labels = np.stack([y, nothing, unknown], axis=1), np.stack([z, nothing, z], axis=1)
+    assert probe_findings(a, labels[0], b, labels[1], Config()) == one
+    assert probe_findings(a, labels[0][:, 1:2], b, labels[1][:, 1:2], Config())["knn_auroc"] is None

@@ -13,7 +13,11 @@ from pcrl_cli.core.config import Settings
 from pcrl_cli.core.plan import CropPlan, Scan
 from pcrl_cli.pure.split import Part
 
-KINDS: dict[str, str] = {"crops": "pcrl_cli.stages.kinds.crops"}
+KINDS: dict[str, str] = {
+    "crops": "pcrl_cli.stages.kinds.crops",
+    "volumes": "pcrl_cli.stages.kinds.volumes",
+    "images": "pcrl_cli.stages.kinds.images",
+}
 """Name -> module, imported on use."""
 
 
@@ -56,6 +60,18 @@ class Kind(Protocol):
 
     def nbytes(self, settings: Any, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
         """About how large the shards of these cases will be."""
+
+
+def completed(kind: Kind, settings: PrepSettings, reader: ModuleType, given: Mapping[str, Any]) -> PrepSettings:
+    """The settings with what the kind takes from the data set and its options, if it does (`complete`)."""
+    complete = getattr(kind, "complete", None)
+    return cast(PrepSettings, complete(settings, reader, given)) if complete else settings
+
+
+def peak_of(kind: Kind, settings: PrepSettings) -> int:
+    """Memory that a case may take, where that depends on the settings (`peak_bytes`)."""
+    peak_bytes = getattr(kind, "peak_bytes", None)
+    return int(peak_bytes(settings)) if peak_bytes else kind.PEAK_BYTES
 
 
 def kind_of(reader: ModuleType) -> Kind:

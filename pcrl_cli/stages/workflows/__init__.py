@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -12,13 +13,17 @@ from pydantic import BaseModel
 from pcrl_cli.core.learner import Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.source import Source
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.metrics import Interval
 from pcrl_cli.report.html import Section
 
-WORKFLOWS: dict[str, str] = {"candidates": "pcrl_cli.stages.workflows.candidates"}
+WORKFLOWS: dict[str, str] = {
+    "candidates": "pcrl_cli.stages.workflows.candidates",
+    "images": "pcrl_cli.stages.workflows.images",
+    "volumes": "pcrl_cli.stages.workflows.volumes",
+}
 """Cached group -> module, imported on use."""
 
 SplitName = Literal["train", "val", "test", "all"]
@@ -40,13 +45,17 @@ class Estimate(BaseModel):
 
 @dataclass(frozen=True)
 class Work:
-    """A task on a cache. module: the task's; settings: of `stages.finetune`."""
+    """A task on a cache. module: the task's; settings: of `stages.finetune`.
+
+    out: the evaluation's folder, where a long scoring may leave what it has.
+    """
 
     module: ModuleType
     settings: Any
     cache: Cache
     device: torch.device
     listener: Listener = field(default_factory=Listener)
+    out: Path | None = None
 
 
 @dataclass(frozen=True)

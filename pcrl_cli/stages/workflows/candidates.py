@@ -16,8 +16,9 @@ from torch import Tensor
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.learner import Task
+from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.loader import CacheOn, Loader
+from pcrl_cli.data.loader import Loader
 from pcrl_cli.data.volume import Intensity, prepare
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.crops import block_at, contains

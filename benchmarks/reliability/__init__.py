@@ -1,0 +1,1 @@
+"""Faults injected many times over: `python -m benchmarks.reliability`."""

@@ -1,0 +1,61 @@
+"""pcrl discover"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pcrl_cli.cli import console, options
+from pcrl_cli.cli.prep import _jobs as processes
+
+
+@console.command
+def command(
+    cache: Annotated[
+        Path | None, typer.Argument(help="Cache of crop pairs (default: the workspace's only one)")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The raw scans, if they were moved")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the words (default: cache/NAME-words)")] = None,
+    classes: Annotated[int | None, typer.Option("--classes", min=2, help="Visual words (default: 44)")] = None,
+    neighbours: Annotated[int | None, typer.Option("--neighbours", min=1, help="Scans a word (default: 200)")] = None,
+    jobs: Annotated[str, typer.Option("--jobs", metavar="N|auto", help="Worker processes")] = "auto",
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    batch: options.Batch = None,
+    width: options.Width = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    workspace: options.WorkspaceDir = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Find visual words in the training scans, for `pcrl pretrain --method transvw`."""
+    on = console.choice("--device", device, ("auto", "cpu", "cuda"))
+    from pcrl_cli.stages.discover import discover_words
+    from pcrl_cli.stages.results import Plan
+    from pcrl_cli.stages.workspace import Workspace
+
+    flags = console.given(seed=seed, width=width)
+    flags["words"] = console.given(classes=classes, neighbours=neighbours)
+    flags["train"] = console.given(epochs=epochs, steps=steps, batch=batch)
+    result = discover_words(
+        cache,
+        out=out,
+        data=data,
+        workspace=Workspace(workspace),
+        layers=console.layers(config, set_, flags),
+        jobs=processes(jobs),
+        device=on,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        listener=console.Bars(quiet or json),
+    )
+    if isinstance(result, Plan):
+        return console.show_plan(result, json, quiet)
+    rows = {"words": result.words, "scans a word": result.instances, "cubes": result.cubes, "patients": result.patients}
+    console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.cache)

@@ -1,0 +1,77 @@
+"""pcrl predict"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pcrl_cli.cli import console, options
+from pcrl_cli.core.errors import UsageError
+
+
+@console.command
+def command(
+    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits or brats")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="INPUT...", help="Image files, DICOM folders, or folders with CASE_flair.nii.gz and so on"
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the masks")] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option("--modality", metavar="NAME=FILE", help="One case, a file for each sequence; repeat it"),
+    ] = None,
+    overlap: Annotated[float | None, typer.Option("--overlap", help="Of neighbouring windows (default: 0.5)")] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Mean over all mirrorings: 8 passes")] = False,
+    device: options.Device = "auto",
+    precision: options.Precision = None,
+    config: options.Config = None,
+    set_: options.Set = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Segment new scans: a NIfTI mask in each input's own grid, and predictions.csv."""
+    on = console.choice("--device", device, ("auto", "cpu", "cuda"))
+    number = console.choice("--precision", precision or "auto", ("auto", "fp32", "bf16"))
+    if out is None:
+        raise UsageError("say where the masks go: --out DIR")
+    files = _modalities(modality or [])
+    learner: dict[str, Any] = console.given(overlap=overlap, tta=True if tta else None)
+    layers = console.layers(config, set_, {"learner": learner} if learner else {})
+    from pcrl_cli.stages.predict import predict, require
+
+    result = predict(
+        run,
+        inputs or [],
+        out,
+        modalities=files,
+        layers=layers,
+        device=on,
+        autocast=number != "fp32",
+        overwrite=overwrite,
+        listener=console.Bars(quiet or json),
+    )
+    rows = {
+        "run": f"{result.run} (task {result.task})",
+        "scans": f"{len(result.made)} predicted, {len(result.skipped)} there already, {len(result.failed)} left out",
+        **{name: {f"{region} ml": value for region, value in ml.items()} for name, ml in result.volumes.items()},
+        "table": result.table,
+    }
+    console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.out)
+    require(result)
+
+
+def _modalities(pairs: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not (name and equals and file):
+            raise UsageError(f"--modality is NAME=FILE, such as flair=scan_flair.nii.gz, not {pair!r}")
+        if name.lower() in found:
+            raise UsageError(f"--modality names {name} twice; give one file for each sequence")
+        found[name.lower()] = Path(file)
+    return found

@@ -1,0 +1,412 @@
+"""Masks of new patients' scans, each in the grid of its own file."""
+
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from pcrl_cli.core import files
+from pcrl_cli.core.config import Layer
+from pcrl_cli.core.contract import Architecture
+from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, UsageError
+from pcrl_cli.core.learner import Stored, Task
+from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.names import find
+from pcrl_cli.core.plan import Grid
+from pcrl_cli.data.labelled import Imaged, Preparation, Volumes, prepare_images
+from pcrl_cli.data.volume import Volume, as_filed
+from pcrl_cli.engine.run import Run, unseal
+from pcrl_cli.engine.tf32 import tf32
+from pcrl_cli.engine.trainer import Device, resolve_device
+from pcrl_cli.pure.crops import to_int16
+from pcrl_cli.pure.volumes import label_map, to_native
+from pcrl_cli.readers.brats import find_sequences
+from pcrl_cli.readers.headers import suffix
+from pcrl_cli.readers.tables import safe_name
+from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files, write_mask
+from pcrl_cli.stages.evaluate import settings_of
+from pcrl_cli.stages.finetune import FinetuneSettings, build_task
+from pcrl_cli.stages.results import Result
+from pcrl_cli.stages.weights import unfinished
+from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config
+from pcrl_cli.tasks import TASKS
+
+SCHEMA = "pcrl.predictions/1"
+RECORD, TABLE = "predictions.json", "predictions.csv"
+
+
+class PredictResult(Result):
+    """Where the masks are. made, skipped: cases of this call; failed: inputs that could not be used, and why.
+
+    volumes: millilitres by case and region, of every case of the folder.
+    """
+
+    schema_name: ClassVar[str] = "pcrl.predict/1"
+    run: Path
+    task: str
+    out: Path
+    table: Path
+    made: list[str]
+    skipped: list[str]
+    failed: dict[str, str]
+    files: dict[str, Path]
+    volumes: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class New:
+    """A new case: the images to read by channel name; given: the input as it was named, for messages."""
+
+    name: str
+    given: str
+    images: Mapping[str, Path]
+
+    @property
+    def source(self) -> list[dict[str, Any]]:
+        """What it is recognised by when the command runs again."""
+        found = [(path, path.stat()) for image in self.images.values() for path in volume_files(image)]
+        return [{"path": str(path.resolve()), "size": s.st_size, "mtime_ns": s.st_mtime_ns} for path, s in found]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A fine-tuned network and how its images were prepared."""
+
+    module: ModuleType
+    task: Task
+    config: Any
+    how: Preparation
+    channels: tuple[str, ...]
+    device: torch.device
+    autocast: bool
+
+    def __call__(self, case: New) -> tuple[np.ndarray, Volume, dict[str, float], list[str]]:
+        """The label map in the axes of the file, the file's grid, millilitres by region, and remarks."""
+        volumes = Volumes(tuple(read_volume(case.images[name]) for name in self.channels), self.channels)
+        imaged, notes = prepare_images(volumes, self.how, identify=False), []
+        notes += _doubts(case, imaged, self.how)
+        filed = replace(volumes.images[0], array=np.zeros((2, 2, 2), np.int16))  # the geometry, without its voxels
+        shape = volumes.images[0].array.shape
+        stored, grid, native = to_int16(imaged.image), imaged.grid, imaged.native
+        del volumes, imaged
+        regions = self._regions(stored, grid, native)
+        labels = label_map(regions, list(self.module.REGIONS.values()))
+        ml = float(np.prod(native.spacing)) / 1000
+        sizes = {name: float(np.isin(labels, members).sum()) * ml for name, members in self.module.REGIONS.items()}
+        mask = np.ascontiguousarray(as_filed(labels, filed.direction))
+        assert mask.shape == shape
+        return mask, filed, sizes, notes
+
+    def _regions(self, stored: np.ndarray, grid: Grid, native: Grid) -> np.ndarray:
+        with tf32(False):  # the same numbers on every card
+            found = self.task.infer(torch.from_numpy(stored), self.config, self.autocast)  # type: ignore[operator]
+        regions = to_native(found.float().numpy(), grid, native, self.config.threshold)
+        if self.config.largest_component:
+            from pcrl_cli.pure.regions import largest_component
+
+            regions = np.stack([largest_component(region) for region in regions])
+        return regions
+
+
+def predict(
+    run: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    modalities: Mapping[str, Path] | None = None,
+    layers: Sequence[Layer] = (),
+    device: Device = "auto",
+    autocast: bool = True,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+) -> PredictResult:
+    """Writes `out/CASE_pred.nii.gz` for every input, and `out/predictions.csv`.
+
+    A mask has exactly the geometry of its input: probabilities are brought linearly from the working grid to the file's
+    and compared with the threshold there. LiTS: 1 is liver. BraTS: 2 oedema, 1 the rest of the core, 4 enhancing tumour.
+
+    Args:
+        run: fine-tuned for segmentation.
+        inputs: image files (NIfTI, MHD, NRRD) or folders of one DICOM series; for tasks of several sequences, folders
+            with CASE_flair.nii.gz and so on.
+        modalities: one more case, its files by sequence.
+        layers: `learner.*` settings of inference: window, windows, overlap, tta, threshold, largest_component.
+        overwrite: predict again what is there.
+
+    Raises:
+        UsageError: nothing to do, or two inputs of one name.
+        ConfigError: the run is no segmentation, or `out` holds predictions of another run or with other settings.
+    """
+    listener, opened = listener or Listener(), Run.load(run)
+    settings = settings_of(opened, run, None)
+    module = find("task", settings.task, TASKS)
+    if module.GROUP != "volumes":
+        raise ConfigError(
+            f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats"
+        )
+    predictor = load(opened, settings, module, layers, resolve_device(device), autocast)
+    cases, failed = new_cases(inputs, modalities or {}, predictor.channels)
+    book = Book.open(out, _facts(opened, predictor), overwrite)
+    made, skipped, notes = list[str](), list[str](), unfinished(run)
+    listener.begin("predicting", len(cases), "scans")
+    try:
+        for done, case in enumerate(cases, start=1):
+            if book.has(case) and not overwrite:
+                skipped.append(case.name)
+            else:
+                reason = _one(predictor, case, book, notes)
+                (made.append(case.name) if reason is None else failed.update({case.given: reason}))
+            listener.advance(done, **({"failed": float(len(failed))} if failed else {}))
+    finally:
+        listener.end()
+    for text in [*notes, *(f"left out {name}: {reason}" for name, reason in failed.items())]:
+        listener.warn(text)
+    book.write_table(tuple(module.REGIONS))
+    rows = book.cases
+    return PredictResult(
+        run=run,
+        task=settings.task,
+        out=out,
+        table=out / TABLE,
+        made=made,
+        skipped=skipped,
+        failed=failed,
+        files={name: out / row["file"] for name, row in rows.items()},
+        volumes={name: row["ml"] for name, row in rows.items()},
+        seconds={name: row["seconds"] for name, row in rows.items()},
+        notes=notes,
+    )
+
+
+def require(result: PredictResult) -> None:
+    """Ends a command some of whose inputs could not be used; the others' masks are written by then.
+
+    Raises:
+        DataError: there are some.
+    """
+    if result.failed:
+        first, reason = next(iter(result.failed.items()))
+        others = f" and {len(result.failed) - 1} more" if len(result.failed) > 1 else ""
+        raise DataError(f"{first}{others} could not be used: {reason}")
+
+
+def _one(predictor: Predictor, case: New, book: "Book", notes: list[str]) -> str | None:
+    """Predicts and writes one case; returns why not, where the input cannot be used."""
+    began = time.perf_counter()
+    try:
+        mask, grid, sizes, remarks = predictor(case)
+    except (DataError, IntegrityError) as error:
+        return str(error)
+    except MachineError as error:
+        if isinstance(error.__cause__, OSError):  # this input's permission or disk; others may be read
+            return str(error)
+        raise
+    notes += remarks
+    place = Grid(mask.shape, grid.spacing, grid.origin, grid.direction)
+    book.write(case, mask, place, sizes, time.perf_counter() - began)
+    return None
+
+
+def load(
+    run: Run,
+    settings: FinetuneSettings,
+    module: ModuleType,
+    layers: Sequence[Layer],
+    device: torch.device,
+    autocast: bool,
+) -> Predictor:
+    """The run's best or last weights (hash checked), for new images.
+
+    Raises:
+        ConfigError: training never came to weights; a setting that is not one of inference.
+    """
+    prepared = _prepared(run)
+    how = Preparation.model_validate(prepared["settings"]["prepare"])
+    stored = Stored(3, prepared["channels"], how.to_unit, tuple(prepared["classes"]))
+    checkpoint = unseal(run.weights_path().parent)
+    task = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
+    task.load_state_dict(checkpoint.model)
+    config = _config(settings, layers)
+    return Predictor(module, task.to(device).eval(), config, how, tuple(prepared["channel_names"]), device, autocast)
+
+
+def _prepared(run: Run) -> dict[str, Any]:
+    """How the run's images were prepared: its record says, so the cache is not needed."""
+    if "prepared" not in run.record or not run.checkpoints:
+        raise ConfigError(f"{run.folder} holds no weights yet; run its `pcrl finetune` command again to go on")
+    return dict(run.record["prepared"])
+
+
+def _config(settings: FinetuneSettings, layers: Sequence[Layer]) -> Any:
+    """The task's own settings with those that were asked for.
+
+    Raises:
+        ConfigError: one of them is not of inference.
+    """
+    config = settings.learner
+    for source, given in layers:
+        config = inference_config(config, given, source)
+    return config
+
+
+def _facts(run: Run, predictor: Predictor) -> dict[str, Any]:
+    """What decides a mask besides the scan."""
+    weights = run.weights_path()
+    inference = {name: getattr(predictor.config, name) for name in OF_INFERENCE}
+    return {"weights": files.sha256_file(weights), "inference": predictor.config.model_dump(mode="json") | inference}
+
+
+def _doubts(case: New, imaged: Imaged, how: Preparation) -> list[str]:
+    """Sentences on images that can be used and may not be what they should be."""
+    image = imaged.image
+    if how.modality == "ct" and float(image.min()) >= 0:
+        return [f"{case.given} holds no value under 0, which CT in HU does; check that its values are HU"]
+    if how.modality == "mr" and image[0].size > 0.9 * np.prod(imaged.native.shape) and (image != 0).mean() > 0.9:
+        return [f"{case.given} is not 0 nearly everywhere; the network knows brains without skull, with 0 around them"]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------------- the inputs
+
+
+def new_cases(
+    inputs: Sequence[Path], modalities: Mapping[str, Path], channels: tuple[str, ...]
+) -> tuple[list[New], dict[str, str]]:
+    """The cases that the inputs name, and those inputs that name none with the reason.
+
+    Raises:
+        UsageError: no input, two of one name, or a modality that the network does not see.
+    """
+    cases, failed = list[New](), dict[str, str]()
+    for path in inputs:
+        try:
+            cases.append(_case(Path(path), channels))
+        except DataError as error:
+            failed[str(path)] = str(error)
+    if modalities:
+        cases.append(_named(modalities, channels))
+    if not cases and not failed:
+        raise UsageError("name an image, a folder of one case, or --modality NAME=FILE for each sequence")
+    names = [case.name for case in cases]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UsageError(
+                f"{cases[names.index(name)].given} and {cases[i].given} would both become {name}_pred.nii.gz; "
+                "predict them into different folders"
+            )
+    return cases, failed
+
+
+def _case(path: Path, channels: tuple[str, ...]) -> New:
+    """Raises:
+    DataError: it is not there, or lacks sequences that the network sees.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is not there: check the path")
+    name = safe_name(path.resolve().name[: -len(suffix(path)) or None] if path.is_file() else path.resolve().name)
+    found = find_sequences(path) if path.is_dir() else {}
+    if all(channel in found for channel in channels):
+        return New(name, str(path), {channel: found[channel] for channel in channels})
+    if len(channels) == 1 and not found:
+        return New(name, str(path), {channels[0]: path})
+    lacking = ", ".join(channel for channel in channels if channel not in found)
+    if path.is_file():
+        raise DataError(
+            f"{path} is one image, and the network sees {', '.join(channels)}: name the folder of the case, or give "
+            "--modality NAME=FILE for each"
+        )
+    raise DataError(
+        f"{path} holds no image of {lacking} (CASE_NAME.nii.gz): add it, or give --modality NAME=FILE for each"
+    )
+
+
+def _named(modalities: Mapping[str, Path], channels: tuple[str, ...]) -> New:
+    """Raises:
+    UsageError: not the network's sequences.
+    """
+    strange = [name for name in modalities if name not in channels]
+    lacking = [name for name in channels if name not in modalities]
+    if strange or lacking:
+        what = f"--modality {strange[0]} is not" if strange else f"--modality {lacking[0]}=FILE is missing: it is"
+        raise UsageError(f"{what} among what the network sees ({', '.join(channels)})")
+    first = modalities[channels[0]]
+    stem = first.name[: -len(suffix(first)) or None] if suffix(first) in SUFFIXES else first.name
+    name = safe_name(stem.removesuffix(f"_{channels[0]}"))
+    return New(name, ", ".join(f"{n}={modalities[n]}" for n in channels), {n: modalities[n] for n in channels})
+
+
+# ------------------------------------------------------------------------------------------------------ the folder
+
+
+@dataclass
+class Book:
+    """What a folder of predictions holds: `predictions.json`, which every case is entered in when its mask is whole."""
+
+    out: Path
+    facts: dict[str, Any]
+    cases: dict[str, dict[str, Any]]
+
+    @classmethod
+    def open(cls, out: Path, facts: dict[str, Any], overwrite: bool) -> "Book":
+        """Raises:
+        ConfigError: the folder's predictions are of other weights or settings. IntegrityError: its record is torn.
+        MachineError: it cannot be made.
+        """
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"{out} is a file, not a folder for predictions; choose another --out")
+        with files.blame_machine(out):
+            out.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(out)
+        if not (out / RECORD).exists():
+            return cls(out, facts, {})
+        record = files.read_json(out / RECORD)
+        if record.get("schema") != SCHEMA:
+            raise ConfigError(f"{out / RECORD} is of another schema than {SCHEMA}; choose another --out")
+        if record["facts"] == facts:
+            return cls(out, facts, record["cases"])
+        if overwrite:
+            return cls(out, facts, {})
+        raise ConfigError(
+            f"{out} holds predictions of another run or with other settings; choose another --out, or --overwrite"
+        )
+
+    def has(self, case: New) -> bool:
+        """Whether the case was predicted from these files, and the mask is there as it was written."""
+        row = self.cases.get(case.name)
+        path = self.out / f"{case.name}_pred.nii.gz"
+        return (
+            row is not None and row["source"] == case.source and path.is_file() and path.stat().st_size == row["bytes"]
+        )
+
+    def write(self, case: New, mask: np.ndarray, grid: Grid, ml: dict[str, float], seconds: float) -> None:
+        path = self.out / f"{case.name}_pred.nii.gz"
+        write_mask(mask, grid, path)
+        self.cases[case.name] = {
+            "file": path.name,
+            "input": case.given,
+            "bytes": path.stat().st_size,
+            "source": case.source,
+            "ml": {name: round(value, 6) for name, value in ml.items()},
+            "seconds": round(seconds, 3),
+        }
+        files.write_json(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
+
+    def write_table(self, regions: tuple[str, ...]) -> None:
+        """One row a case of the folder."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", *(f"{name}_ml" for name in regions), "file", "input", "seconds"])
+        for name, row in sorted(self.cases.items()):
+            writer.writerow(
+                [name, *(row["ml"][region] for region in regions), row["file"], row["input"], row["seconds"]]
+            )
+        files.write_atomic(self.out / TABLE, text.getvalue().encode())

@@ -1,0 +1,74 @@
+"""From a cache of crop pairs to visual words, and TransVW trained on them."""
+
+import numpy as np
+import pytest
+from chain import contents, settings
+
+from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.data.cache import open_cache
+from pcrl_cli.stages.discover import DiscoverResult, discover_words
+from pcrl_cli.stages.pretrain import pretrain
+from pcrl_cli.stages.results import Plan
+
+LAYERS = settings(
+    width=2,
+    thumbnails={"shape": [16, 16, 8]},
+    words={"classes": 5, "neighbours": 3, "border": [4, 4, 2]},
+    cubes={"cube": [32, 32, 16], "sides": [24, 40], "shift": 4},
+    train={"steps": 3, "batch": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def words(chain, tmp_path_factory) -> DiscoverResult:
+    out = tmp_path_factory.mktemp("words") / "luna-words"
+    return discover_words(chain.cache, out=out, workspace=chain.workspace, layers=LAYERS, jobs=1)
+
+
+def test_every_word_has_equally_many_cubes_and_exact_ones_at_one_corner(words):
+    cache = open_cache(words.cache)
+    items = cache.read("words", ("word", "label", "corner"), cache.cases("train"))
+    assert np.bincount(items.arrays["label"]).tolist() == [3 * words.instances] * 5
+    assert items.arrays["word"].shape[1:] == (1, 32, 32, 16)
+    for label in range(5):
+        assert len(np.unique(items.arrays["corner"][items.arrays["label"] == label], axis=0)) == 1
+    assert words.cubes == len(items.arrays["label"])
+
+
+def test_words_keep_the_split_and_leave_validation_and_test_patients_alone(words, chain):
+    cache, source = open_cache(words.cache), open_cache(chain.cache)
+    assert cache.split == source.split
+    assert set(cache.cases("all")) <= set(source.cases("train"))
+    assert {r["patient"] for r in cache.manifest["cases"]} <= set(source.split.train)
+
+
+def test_again_changes_nothing_and_from_nothing_gives_the_same_bytes(words, chain, tmp_path):
+    before = contents(words.cache / "shards")
+    discover_words(chain.cache, out=words.cache, workspace=chain.workspace, layers=LAYERS, jobs=1)
+    assert contents(words.cache / "shards") == before
+    from pcrl_cli.stages.workspace import Workspace
+
+    other = discover_words(chain.cache, out=tmp_path / "w", workspace=Workspace(tmp_path), layers=LAYERS, jobs=1)
+    again = {name: data for name, data in contents(other.cache / "shards").items() if name.endswith(".h5")}
+    assert again == {name: data for name, data in before.items() if name.endswith(".h5")}
+
+
+def test_transvw_trains_on_the_words(words, chain, tmp_path):
+    layers = settings(learner={"width": 2, "poolings": 2}, train={"steps": 2, "batch": 4})
+    result = pretrain(words.cache, method="transvw", workspace=chain.workspace, out=tmp_path / "run", layers=layers)
+    assert result.outcome["steps"] == 2
+    assert result.samples == words.cubes
+    with pytest.raises(ConfigError, match="holds no words"):
+        pretrain(chain.cache, method="transvw", workspace=chain.workspace, layers=layers)
+
+
+def test_a_plan_says_that_words_of_half_the_patients_are_hardly_words(chain):
+    plan = discover_words(chain.cache, workspace=chain.workspace, layers=LAYERS, dry_run=True)
+    assert isinstance(plan, Plan)
+    assert plan.figures["words"] == 5
+    assert "mostly the same ones" in plan.figures["notes"][0]
+
+
+def test_what_others_made_is_not_overwritten(chain):
+    with pytest.raises(ConfigError, match="other words or of none"):
+        discover_words(chain.cache, out=chain.cache, workspace=chain.workspace, layers=LAYERS)
