@@ -73,7 +73,7 @@ CHAINS: dict[str, Chain] = {
         Made("brats", "pcrl_cli.phantoms.brain"),
         CHEST,
         patients=16,
-        epochs=6,
+        epochs=10,
         ratio=0.5,
         finetune={
             "learner": {"crop": [48, 48, 48], "crops": 8, "overlap": 0.25},
