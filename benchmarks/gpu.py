@@ -59,13 +59,13 @@ class Bench:
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Median of single calls after a warm-up; the device has finished when the clock is read."""
-        times = []
-        for repeat in range(self.repeats + 3):
+        times, warm_up = [], 3 if self.device == "cuda" else 0
+        for repeat in range(self.repeats + warm_up):
             start = time.perf_counter()
             work()
             if self.device == "cuda":
                 torch.cuda.synchronize()
-            if repeat >= 3:
+            if repeat >= warm_up:
                 times.append(time.perf_counter() - start)
         return median(times)
 
@@ -441,6 +441,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     if options.rehearse:
+        torch.set_num_threads(1)
         print(report(Bench("cpu", width=2, batch=2, repeats=1), 60)[1])
         return
     if not torch.cuda.is_available():
