@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def make(folder: Path, cache: Path, world: World, learner=None, **changes) -> Tr
         learner or Crops(),
         source,
         config(**options),
-        new_run(folder),
+        world.first(partial(new_run, folder), partial(Run.load, folder)),
         device=CPU,
         metadata=lambda step: {},
         world=world,
