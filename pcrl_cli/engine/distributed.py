@@ -1,7 +1,7 @@
 """torchrun's ranks. With one process everything here is the identity."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -80,6 +80,25 @@ class World:
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, 0)
+
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Rank 0's running statistics to all: those that are saved, and so those that are to be judged."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer.data, 0)
+
+    def by_case(self, cases: Sequence[str], work: Callable[[str], T]) -> dict[str, T]:
+        """What `work` finds of every case, each done by one rank and known to all afterwards; in the order of the cases.
+
+        Gathered by the case's id: one that is dealt out twice, to fill a row or by mistake, counts once.
+        """
+        mine = {case: work(case) for case in cases[self.rank :: self.size]}
+        if self.size == 1:
+            return mine
+        parts: list[dict[str, T]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(parts, mine)
+        found = {case: value for part in parts for case, value in part.items()}
+        return {case: found[case] for case in dict.fromkeys(cases)}
 
     def mean(self, value: Tensor) -> Tensor:
         """Averaged over the ranks: equal on all of them, and NaN on all if it is on one."""

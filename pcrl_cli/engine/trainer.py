@@ -533,6 +533,7 @@ class Trainer:
     def _validated(self) -> dict[str, Any]:
         assert self.validate is not None
         self.learner.eval()
+        self.world.broadcast_buffers(self.learner)
         with torch.no_grad():  # in float32, so that `pcrl evaluate` finds the number that chose the epoch
             figures = self.validate(self.learner, self.step)
         value = figures.get(self.best_name) if self.best_name else None

@@ -119,7 +119,7 @@ class Scales:
 
     @property
     def finest_local(self) -> int:
-        return max((s for row in self.local for s in row), default=0)
+        return max([0, *(s for row in self.local for s in row)])  # no `default=`, which cannot be traced
 
 
 def draw_scales(config: Config, stream: Stream, locals_: int) -> Scales:

@@ -198,7 +198,7 @@ def _train(
 ) -> FinetuneResult:
     require_trainable(settings.train, device)
     module = find("task", settings.task, TASKS)
-    workflow, work = workflow_of(module), Work(module, settings, cache, device, listener)
+    workflow, work = workflow_of(module), Work(module, settings, cache, device, listener, world=world)
     architecture = architecture_of(settings, weights, module.DIM)
     task = build_task(settings, architecture, training.stored(cache))
     report = load_encoder(task.encoder, weights, training.domain_of(cache)) if weights else None

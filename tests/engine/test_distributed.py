@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,14 @@ class Hearing(Listener):
 
 
 def make(folder: Path, world: World, learner=None, hook=None, listener=None, **changes) -> Trainer:
-    """Every rank opens the same folder, as every rank of `pcrl pretrain` does."""
+    """Rank 0 opens the folder and the others read what it made, as `pcrl pretrain` does."""
     source = Source(hook=hook, rank=world.rank, ranks=world.size)
     learner = learner or Toy(norm=False)
     return Trainer(
         learner,
         source,
         config(**changes),
-        new_run(folder),
+        world.first(partial(new_run, folder), partial(Run.load, folder)),
         device=CPU,
         metadata=lambda step: {},
         world=world,

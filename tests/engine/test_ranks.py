@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def make(folder: Path, cache: Path, world: World, learner=None, **changes) -> Tr
         learner or Crops(),
         source,
         config(**options),
-        new_run(folder),
+        world.first(partial(new_run, folder), partial(Run.load, folder)),
         device=CPU,
         metadata=lambda step: {},
         world=world,
@@ -84,7 +85,13 @@ def trainings(folder: Path, cache: Path, world: World) -> dict:
         stop_after(t, 2 if world.size == 2 else 4)
         with pytest.raises(Preempted):
             t.fit()
-    return {"order": order}
+    cases = ["c", "a", "e", "b", "d", "a"]  # the last fills a row
+    found = world.by_case(cases, lambda case: [case, world.rank])
+    counted = torch.full((2,), float(world.rank))
+    norm = nn.BatchNorm1d(2)
+    norm.running_mean.copy_(counted)
+    world.broadcast_buffers(norm)
+    return {"order": order, "found": list(found.items()), "buffers": norm.running_mean.tolist()}
 
 
 def stop_after(t: Trainer, step: int) -> None:
@@ -184,6 +191,18 @@ def test_a_run_goes_on_with_another_number_of_ranks(all_ranks):
     for a, b in zip(rows(folder / "whole"), rows(folder / "elastic"), strict=True):
         for key in ("loss/agree", "loss/copy", "gradient_norm", "lr"):
             assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_cases_are_dealt_out_and_each_counts_once(all_ranks, ranks):
+    everybody = [said["found"] for said in all_ranks[1][ranks]]
+    assert all(json.dumps(found) == json.dumps(everybody[0]) for found in everybody)
+    assert [case for case, _ in everybody[0]] == ["c", "a", "e", "b", "d"]
+    assert {rank for _, (_, rank) in everybody[0]} == set(range(ranks))
+
+
+def test_every_rank_judges_the_running_statistics_that_are_saved(all_ranks):
+    assert all(said["buffers"] == [0, 0] for said in all_ranks[1][3])
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -56,6 +56,8 @@ class Work:
     device: torch.device
     listener: Listener = field(default_factory=Listener)
     out: Path | None = None
+    world: World = field(default_factory=World)
+    """Among whose ranks validation deals out its cases."""
 
 
 @dataclass(frozen=True)

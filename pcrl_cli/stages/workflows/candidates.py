@@ -103,7 +103,9 @@ def can_validate(work: Work) -> tuple[bool, str]:
 
 
 def validate(work: Work, task: Task) -> dict[str, float | None]:
-    p = predict_part(task, work.cache, work.module.GROUP, work.cache.cases("val"), work.device)
+    cache, group = work.cache, work.module.GROUP
+    parts = work.world.by_case(cache.cases("val"), lambda case: predict_part(task, cache, group, [case], work.device))
+    p = _join(list(parts.values()))
     return {"val_auroc": auroc(p.label, p.probability)}
 
 

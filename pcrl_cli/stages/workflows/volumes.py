@@ -103,14 +103,15 @@ def can_validate(work: Work) -> tuple[bool, str]:
 def validate(work: Work, task: Task) -> dict[str, float | None]:
     """Mean Dice over regions and cases, and of each region, inside the boxes on the working grid."""
     assert isinstance(task, Segmentation)
-    found: list[list[float]] = []
-    for case in work.cache.cases("val"):
+
+    def agreement(case: str) -> list[float]:
         start, size = work.cache.read_box(case, GROUP, "box").tolist()
         image, mask = (work.cache.read_box(case, GROUP, name, start, size) for name in ("image", "mask"))
         p = task.infer(torch.from_numpy(image), task.config.model_copy(update=QUICK)).numpy()
         truth = masks_of(mask, task.regions)
-        found.append([dice(t, q > task.config.threshold) for t, q in zip(truth, p, strict=True)])
-    each = np.array(found)
+        return [dice(t, q > task.config.threshold) for t, q in zip(truth, p, strict=True)]
+
+    each = np.array(list(work.world.by_case(work.cache.cases("val"), agreement).values()))
     by_region = {f"val_dice_{region}": float(v) for region, v in zip(task.regions, each.mean(axis=0), strict=True)}
     return {"val_dice": float(each.mean()), **by_region}
 
