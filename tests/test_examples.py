@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pcrl_cli.core.config import file_layer
 from pcrl_cli.core.learner import Learner, Progress, Stored
 from pcrl_cli.core.rng import Rng
+from pcrl_cli.methods.pcrlv2 import PCRLv2
 from pcrl_cli.phantoms import brain, chest, radiograph
+from pcrl_cli.report.paper_numbers import TABLES as TABLES_OF_THE_PAPER
+from pcrl_cli.stages.pretrain import pretrain_settings
+from pcrl_cli.stages.table import Table, read_spec
+from pcrl_cli.stages.table_report import printed_numbers
+from pcrl_cli.stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,3 +117,51 @@ def test_the_radiograph_pipeline_runs_from_images_to_a_report(tmp_path):
 def test_every_pipeline_stops_at_the_first_error_and_can_be_run(script):
     assert "set -euo pipefail" in script.read_text("utf-8")
     assert os.access(script, os.X_OK)
+
+
+ABLATIONS = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))
+TABLES = sorted((ROOT / "examples" / "tables").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("dim", ["2d", "3d"])
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+def test_an_ablation_is_a_config_of_pretrain_whose_learner_can_be_built(path, dim):
+    layers = [file_layer(path), ("test", {"learner": {"width": 4}})]
+    settings, origin = pretrain_settings(layers=layers, dim=dim)
+    assert origin["method"] == "choice"
+    assert any(source == str(path) for source in origin.values())
+    stored = Stored(3, 1, (1 / 2000, 0.5)) if dim == "3d" else Stored(2, 1, (1 / 255, 0.0))
+    learner = PCRLv2(settings.learner, stored)
+    asked = file_layer(path)[1]["learner"]
+    assert {key: getattr(learner.config, key) for key in asked} == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in asked.items()
+    }
+    assert set(learner.restore) == {str(i) for i in learner.config.restore_at}
+    assert set(learner.compare) == {str(i) for i in learner.config.compare_at}
+
+
+def test_the_rows_of_the_papers_ablations_are_all_there_and_differ():
+    rows = [p.stem.split("-")[0] for p in ABLATIONS]
+    assert {name: rows.count(name) for name in set(rows)} == {"table1": 2, "table2": 2, "table3": 7}
+    for table in ("table1", "table2", "table3"):
+        settings = [str(file_layer(p)[1]["learner"]) for p in ABLATIONS if p.stem.startswith(table)]
+        assert len(set(settings)) == len(settings)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
+def test_a_tables_spec_names_what_there_is_and_its_settings_resolve(path):
+    spec = read_spec(path)
+    Table(spec, path.parent, path.parent / "none", Workspace(path.parent)).check()
+    assert spec.name == path.stem
+    assert {spec.scratch, spec.focus} <= set(spec.methods)
+    assert len(spec.seeds) >= 3
+    if spec.paper_table:
+        paper = TABLES_OF_THE_PAPER[spec.paper_table]
+        assert spec.ratios == paper.ratios
+        assert set(spec.methods) == set(printed_numbers(spec))
+        missing = set(paper.values) - set(spec.methods)
+        assert missing <= ({"TransVW"} if spec.task == "chest" else set())
+
+
+def test_all_tables_of_the_paper_have_a_spec():
+    assert {p.stem.split("-")[0] for p in TABLES} == {f"table{i}" for i in range(1, 9)}

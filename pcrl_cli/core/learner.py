@@ -61,6 +61,13 @@ class Learner(nn.Module):
     deterministic function of its arguments and of the parameters.
     """
 
+    def together(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, rank by rank and equal on each; the trainer puts its own in place where there are several.
+
+        For `after_step`: what a queue remembers must be the same everywhere, since a checkpoint is of one rank.
+        """
+        return rows
+
     @property
     def encoder(self) -> nn.Module:
         """The part that is exported, probed and transferred."""

@@ -89,6 +89,14 @@ class World:
             value /= self.size
         return value
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, rank by rank; every rank has as many."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def agrees(self, number: int, device: torch.device) -> bool:
         """Whether all ranks hold the same number."""
         if self.size == 1:

@@ -223,6 +223,8 @@ class Trainer:
         require_trainable(config, device)
         self.precision = resolve_precision(config.precision, device)
         self.learner = arrange(learner, device)
+        if self.world.size > 1:
+            self.learner.together = self.world.gather  # type: ignore[method-assign]
         if config.sync_batch_norm and self.world.size > 1:
             synchronise(self.learner)
         self.log_every = config.log_every or (10 if device.type == "cuda" else 1)

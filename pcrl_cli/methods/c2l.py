@@ -117,7 +117,7 @@ class C2L(Learner):
     def after_step(self, progress: Progress) -> None:
         """The teacher follows, the keys enter the queue."""
         follow(self.teacher, self.student, self.config.momentum)
-        self.contrast.remember()
+        self.contrast.remember(self.together)
 
     def diagnostics(self, views: Views) -> dict[str, Watched]:
         """GAP of the bottleneck and q."""

@@ -247,7 +247,7 @@ class PCRLv1(Learner):
     def after_step(self, progress: Progress) -> None:
         """The teacher follows, the keys enter the queue."""
         follow(self.teacher, self.student, self.config.momentum)
-        self.contrast.remember()
+        self.contrast.remember(self.together)
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 

@@ -86,11 +86,12 @@ class Contrast(nn.Module):
         self.noted = F.normalize(k.detach().float(), dim=1), torch.where(self.z > 0, self.z, z)
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Keys into the queue; the first batch's constant is kept."""
+    def remember(self, together: Callable[[Tensor], Tensor]) -> None:
+        """Keys, those of all ranks, into the queue; the first batch's constant is kept."""
         if self.noted is not None:
-            self.queue.push(self.noted[0])
-            self.z.copy_(self.noted[1])
+            keys, z = self.noted
+            self.queue.push(together(keys))
+            self.z.copy_(together(z.reshape(1)).mean())
         self.noted = None
 
 
