@@ -202,6 +202,19 @@ print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})), fi
         (["pcrl", "pretrain", "--help"], {}, "--stop-on-collapse"),
         (["pcrl"], {"_PCRL_COMPLETE": "complete_bash", "COMP_WORDS": "pcrl prep lu", "COMP_CWORD": "2"}, "luna"),
         (["pcrl"], {"_PCRL_COMPLETE": "complete_bash", "COMP_WORDS": "pcrl pre", "COMP_CWORD": "1"}, "pretrain"),
+        (["pcrl"], {"_PCRL_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "pcrl prep lu"}, "luna"),
+        (
+            ["pcrl"],
+            {
+                "_PCRL_COMPLETE": "complete_fish",
+                "_TYPER_COMPLETE_ARGS": "pcrl fine",
+                "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            },
+            "finetune",
+        ),
+        (["pcrl"], {"_PCRL_COMPLETE": "source_bash"}, "complete -o"),
+        (["pcrl"], {"_PCRL_COMPLETE": "source_zsh"}, "compdef"),
+        (["pcrl"], {"_PCRL_COMPLETE": "source_fish"}, "complete --command"),
         (["pcrl", "--version"], {}, "torch 2"),
     ],
 )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.reliability.promises import PROMISES
-from benchmarks.reliability.workshop import Workshop
+from benchmarks.reliability.workshop import Promise, Workshop
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
@@ -66,11 +66,20 @@ def main() -> None:
     failed = False
     for name in options.names or PROMISES:
         began = time.monotonic()
+
+        def keep(promise: Promise, name: str = name, began: float = began) -> None:
+            results = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            minutes = (time.monotonic() - began) / 60
+            results[name] = asdict(promise) | {
+                "date": time.strftime("%Y-%m-%d"),
+                "minutes": minutes,
+                "machine": machine(),
+            }
+            path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+        Promise.keep = keep
         promise = PROMISES[name](shop, *([options.trials] if options.trials else []))
-        results = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        facts = {"date": time.strftime("%Y-%m-%d"), "minutes": (time.monotonic() - began) / 60, "machine": machine()}
-        results[name] = asdict(promise) | facts
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        keep(promise)
         print(
             f"{promise.name}: {len(promise.failures)} failures in {promise.trials} trials; {promise.note}", flush=True
         )

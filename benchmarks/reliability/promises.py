@@ -55,7 +55,7 @@ def exact_resume(shop: Workshop, trials: int = 50) -> Promise:
         promise.expect(codes == [75] * len(stops) + [0], f"trial {i}: codes {codes}: {shop.said()[-200:]}")
         if codes[-1] == 0:
             promise.expect(ending(out) == wanted, f"trial {i} ({kind}, {where}): the end differs")
-        promise.trials += 1
+        promise.tried()
     promise.note = "a third each: one stop, two in one epoch, at an epoch's end; half with the cache read from disk"
     return promise
 
@@ -88,7 +88,7 @@ def killed_training(shop: Workshop, trials: int = 100) -> Promise:
         if code == 0:
             promise.expect(ending(out) == wanted[kind], f"trial {i}: the end differs")
             promise.expect(not list(out.rglob(".*")), f"trial {i}: left {[p.name for p in out.rglob('.*')]}")
-        promise.trials += 1
+        promise.tried()
     promise.note = f"half of them save after every step; in {early} nothing had been saved yet"
     return promise
 
@@ -119,7 +119,7 @@ def killed_preparing(shop: Workshop, trials: int = 100) -> Promise:
         code = shop.child(partial(shop.prepare, out))
         promise.expect(code == 0, f"trial {i}: ended with {code}: {shop.said()[-200:]}")
         promise.expect(hashes(out) == wanted, f"trial {i}: other files than an uninterrupted run's")
-        promise.trials += 1
+        promise.tried()
     promise.note = "a third inside a shard's write, a tenth with two worker processes"
     return promise
 
@@ -158,7 +158,7 @@ def signals(shop: Workshop, trials: int = 24) -> Promise:
         promise.expect(codes == [0] * ranks, f"{name}: went on with {codes}: {shop.said()[-300:]}")
         if codes == [0] * ranks:
             promise.expect(ending(out) == wanted[ranks], f"{name}: the end differs")
-        promise.trials += 1
+        promise.tried()
     promise.note = "half with two ranks, of which one is told; a third each: random step, during a save, twice"
     return promise
 
@@ -217,7 +217,7 @@ def memory(shop: Workshop, steps: int = 2000) -> Promise:
         slope = float(np.polyfit(table[:, 0], table[:, 1], 1)[0]) * 1000 / 1e6
         slopes.append(f"{where} {slope:+.2f} MB ({time.monotonic() - began:.0f} s)")
         promise.expect(slope < 1.0, f"{where}: {slope:.2f} MB per 1,000 steps")
-        promise.trials += 1
+        promise.tried()
     promise.note = f"{steps} steps each, least squares over the last three quarters: {', '.join(slopes)}"
     return promise
 
@@ -232,7 +232,7 @@ def several_writers(shop: Workshop, trials: int = 10) -> Promise:
         codes = [wait(pid) for pid in pids]
         promise.expect(codes == [0] * 4, f"trial {i}: codes {codes}: {shop.said()[-200:]}")
         promise.expect(hashes(out) == wanted, f"trial {i}: other files than one process makes")
-        promise.trials += 1
+        promise.tried()
     promise.note = "4 processes, all 7 cases each"
     return promise
 
@@ -265,7 +265,7 @@ def full_disk(shop: Workshop, trials: int = 52) -> Promise:
             promise.expect(code != 0 or result(disk / "out") == wanted, f"{name} after {size} KiB: another end")
         finally:
             subprocess.run(["umount", disk], check=True)
-        promise.trials += 1
+        promise.tried()
     promise.note = f"half `prep`, half `pretrain`, on 0.25 to 13 MiB; {stopped} commands met a full disk"
     return promise
 
@@ -299,7 +299,7 @@ def no_network(shop: Workshop, trials: int = 1) -> Promise:
         run = [*strace, sys.executable, "-m", "pcrl_cli", *arguments]
         done = subprocess.run(run, env=environment, capture_output=True, text=True, encoding="utf-8")
         promise.expect(done.returncode == 0, f"{arguments[0]}: ended with {done.returncode}: {done.stderr[-200:]}")
-        promise.trials += 1
+        promise.tried()
     lines = [line for line in trace.read_text("utf-8").splitlines() if "AF_INET" in line]
     promise.expect(not lines, f"{len(lines)} attempts, the first: {lines[:1]}")
     promise.note = "traced commands: " + ", ".join(arguments[0] for arguments in commands)

@@ -15,17 +15,16 @@ left, less than a factor of two, by a triangle filter as wide as the shrinking a
 import contextlib
 import hashlib
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Num, UInt8
 
-from pcrl_cli.core.errors import DataError, blame_reading
+from pcrl_cli.core.errors import DataError, PcrlError, blame_reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -168,11 +167,15 @@ def _of_dicom(path: Path) -> "Image":
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on values that only look odd
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        try:
+            meta = read_file_meta_info(path)
+        except MemoryError:
+            raise DataError(f"{path} states a length that no file has: copy it again.", slug="unreadable") from None
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise DataError(
                 f"{path} is deflated as a whole, which may hide any size: convert it first.", slug="unreadable"
             )
-        data = dcmread(path)
+        data = dcmread(BytesIO(path.read_bytes()))  # from a file, a stated length is allocated before it is read
         if "PixelData" not in data or "Rows" not in data:
             raise DataError(f"{path} holds no pixels: copy it again or leave it out.", slug="unreadable")
         frames = int(data.get("NumberOfFrames", 1) or 1)
@@ -265,15 +268,10 @@ def _translated(path: Path) -> Iterator[None]:
             f"{path} has more than {MAX_PIXELS} pixels; it was not decoded: reduce it or leave it out.",
             slug="unreadable",
         ) from None
-    except _OF_DECODING as error:
+    except (PcrlError, MemoryError):
+        raise
+    except Exception as error:  # Pillow and pydicom fail on broken files in every way there is
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} cannot be decoded ({reason}): copy it again or leave it out.", slug="unreadable"
         ) from None
-
-
-_OF_DECODING = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
-    NotImplementedError, RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow and pydicom raise on broken files."""

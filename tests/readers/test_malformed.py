@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from pcrl_cli.core.errors import PcrlError
 from pcrl_cli.readers.headers import check_file
+from pcrl_cli.readers.image_io import read_image
 from pcrl_cli.readers.volume_io import read_volume
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="cases are read in forked children")
@@ -33,7 +34,22 @@ VOXELS = np.arange(np.prod(SHAPE), dtype="<i2").reshape(SHAPE, order="F")
 RAW = VOXELS.tobytes(order="F")
 
 
-def outcome(path: Path) -> dict[str, object]:
+def as_volume(path: Path) -> dict[str, object]:
+    volume = read_volume(path)
+    return {
+        "read": list(volume.array.shape),
+        "spacing": volume.spacing.tolist(),
+        "origin": volume.origin.tolist(),
+        "sum": float(volume.array.sum()),
+    }
+
+
+def as_picture(path: Path) -> dict[str, object]:
+    pixels = read_image(path, 8).pixels
+    return {"read": list(pixels.shape), "sum": float(pixels.sum())}
+
+
+def outcome(path: Path, read: Callable[[Path], dict[str, object]] = as_volume) -> dict[str, object]:
     """What a child process makes of a file: read (shape, spacing, ...), refused, crashed, or hung."""
     answer = path.parent / f"answer-{path.name}.json"
     pid = os.fork()
@@ -44,13 +60,7 @@ def outcome(path: Path) -> dict[str, object]:
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             try:
-                volume = read_volume(path)
-                value = {
-                    "read": list(volume.array.shape),
-                    "spacing": volume.spacing.tolist(),
-                    "origin": volume.origin.tolist(),
-                    "sum": float(volume.array.sum()),
-                }
+                value = read(path)
             except PcrlError as error:
                 value = {"refused": str(error)}
             except BaseException:
@@ -71,8 +81,8 @@ def outcome(path: Path) -> dict[str, object]:
     return {"hung": True}
 
 
-def refused(path: Path) -> str:
-    got = outcome(path)
+def refused(path: Path, read: Callable[[Path], dict[str, object]] = as_volume) -> str:
+    got = outcome(path, read)
     assert "refused" in got, got
     text = str(got["refused"])
     assert "\n" not in text
@@ -88,9 +98,9 @@ def sound(path: Path) -> None:
     assert got["sum"] == float(VOXELS.sum())
 
 
-def either(path: Path) -> None:
-    """Read as what it is, or refused: never a crash, never a hang, never another shape."""
-    got = outcome(path)
+def either(path: Path, read: Callable[[Path], dict[str, object]] = as_volume) -> None:
+    """Read as what it is, or refused: never a crash, never a hang."""
+    got = outcome(path, read)
     assert "refused" in got or "read" in got, got
     if "refused" in got:
         assert "\n" not in str(got["refused"])
@@ -348,6 +358,90 @@ def test_flipped_bits_of_a_slice_crash_and_hang_nothing(tmp_path):
             changed[rng.randrange(128, len(changed))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         either(folder)
+
+
+# ------------------------------------------------------------------------------------------------ radiographs
+
+
+def png(width: int = 10, height: int = 12, rows: bytes | None = None, bits: int = 8, kind: int = 0) -> bytes:
+    """A grey PNG by hand: what its header says and what its stream holds may differ."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    pixels = b"".join(b"\0" + bytes(range(y, y + 10)) for y in range(12)) if rows is None else rows
+    head = struct.pack(">IIBBBBB", width % 2**32, height % 2**32, bits, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(pixels, 9)) + chunk(b"IEND", b"")
+
+
+def jpeg(folder: Path) -> bytes:
+    """Made in a child, so that this process decodes nothing."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.arange(120, dtype=np.uint8).reshape(12, 10)).save(folder / "made.jpg")
+    return (folder / "made.jpg").read_bytes()
+
+
+def film(folder: Path, **change: object) -> Path:
+    return dicom(folder / "a.dcm", 0, Modality="DX", **change)
+
+
+PICTURES: dict[str, Callable[[Path], Path]] = {
+    "PNG of width 0": lambda f: write(f, a_png=png(0)),
+    "PNG of a negative height": lambda f: write(f, a_png=png(10, -12)),
+    "PNG of 2^31 pixels a side": lambda f: write(f, a_png=png(2**31 - 1, 2**31 - 1)),
+    "PNG of 60,000 pixels a side": lambda f: write(f, a_png=png(60_000, 60_000)),
+    "PNG, a bomb that says so": lambda f: write(f, a_png=png(16_000, 16_000, b"\0" * (16_001 * 16_000))),
+    "PNG of 3 bits": lambda f: write(f, a_png=png(bits=3)),
+    "PNG of too few rows": lambda f: write(f, a_png=png(rows=b"\0" * 30)),
+    "PNG with a wrong checksum": lambda f: write(f, a_png=png()[:-20] + b"\xff" + png()[-19:]),
+    "PNG cut in its header": lambda f: write(f, a_png=png()[:20]),
+    "PNG cut in its pixels": lambda f: write(f, a_png=png()[:50]),
+    "JPEG cut": lambda f: write(f, a_jpg=jpeg(f)[:150]),
+    "no picture": lambda f: write(f, a_png=b"hello\n" * 50),
+    "a GIF by a PNG's name": lambda f: write(f, a_png=b"GIF89a" + b"\0" * 100),
+    "an empty file": lambda f: write(f, a_png=b""),
+    "DICOM whose rows lie": lambda f: film(f, Rows=4000, Columns=4000),
+    "DICOM of 65,535 x 65,535": lambda f: film(f, Rows=65_535, Columns=65_535),
+    "DICOM of 0 rows": lambda f: film(f, Rows=0),
+    "DICOM of a billion frames": lambda f: film(f, NumberOfFrames=10**9),
+    "DICOM of 7 bits": lambda f: film(f, BitsAllocated=7, BitsStored=7, HighBit=6),
+    "DICOM without pixels": lambda f: film(f, PixelData=b""),
+    "DICOM cut": lambda f: _cut(film(f), 300),
+}
+
+
+def _cut(path: Path, size: int) -> Path:
+    path.write_bytes(path.read_bytes()[:size])
+    return path
+
+
+def test_the_corpus_of_pictures_starts_from_what_is_read(tmp_path):
+    for path in (write(tmp_path / "p", a_png=png()), write(tmp_path / "j", a_jpg=jpeg(tmp_path)), film(tmp_path / "d")):
+        assert outcome(path, as_picture).get("read") == [8, 8], path
+
+
+@pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES.keys())
+def test_a_broken_picture_is_refused_in_one_sentence(tmp_path, make):
+    refused(make(tmp_path / "x"), as_picture)
+
+
+def test_a_stream_longer_than_its_picture_is_not_inflated_to_its_end(tmp_path):
+    either(write(tmp_path, a_png=png(rows=b"\0" * (256 << 20))), as_picture)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "dcm"])
+def test_flipped_bits_of_a_picture_crash_and_hang_nothing(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    content = {"png": lambda: png(), "jpg": lambda: jpeg(tmp_path), "dcm": lambda: film(tmp_path).read_bytes()}[kind]()
+    for seed in range(40):
+        rng = random.Random(seed)
+        changed = bytearray(content)
+        for _ in range(rng.choice((1, 3, 10))):
+            changed[rng.randrange(8 if kind != "dcm" else 128, len(changed))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        either(path, as_picture)
 
 
 # ------------------------------------------------------------------------------------------------- the parsers
