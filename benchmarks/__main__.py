@@ -11,12 +11,15 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks import augment, crops, image_views, step
+from benchmarks import augment, crops, image_views, inputs, step
+from pcrl_cli.methods.pcrlv2 import Config
+from pcrl_cli.stages.cost import step_flops
 
 
 def help_seconds(repeats: int = 5) -> float:
@@ -29,31 +32,65 @@ def help_seconds(repeats: int = 5) -> float:
     return median(times)
 
 
-def rows(quick: bool) -> list[tuple[str, str, str, str]]:
-    """(what, measured, must, aim)."""
-    n = 2 if quick else 5
-    a = augment.measure(repeats=n)
+Row = tuple[str, str, str, str]
+"""What, measured, must, aim."""
+
+
+def arithmetic(quick: bool) -> Iterator[Row]:
+    flops = " / ".join(f"{step_flops(Config(subpixel=n), 32) / 1e12:.1f}" for n in (0, 2, 4))
+    yield "G1 TFLOP a step at batch 32, sub-pixel form in 0 / 2 / 4 stages", flops, "21.5", "17.5"
+
+
+def the_step(quick: bool) -> Iterator[Row]:
     s = step.measure(width=8 if quick else 32, repeats=1 if quick else 2)
-    c = crops.measure()
-    v = image_views.measure(repeats=n)
-    table = [
-        ("augmentation of a pair, TorchIO / ours", f"{a['ratio']:.2f}x", "2x", "5x"),
-        ("augmentation of a pair, ours", f"{1e3 * a['ours_s_per_pair']:.1f} ms", "", ""),
-        ("step, all decoded / to the drawn scale, fp32", f"{s['all decoded / to drawn scale']:.2f}x", "1.3x", "1.6x"),
-        ("step, released way / ours, both fp32", f"{s['released way / to drawn scale']:.2f}x", "3x", "4x"),
-    ]
-    table += [
-        (f"eight 2D views of an image, {other} / ours, CPU", f"{v[f'{name} / ours']:.2f}x", "", "")
-        for name, other in (("pillow", "Pillow"), ("torchio", "TorchIO"))
-    ]
-    table += [
-        (f"crops of a pair in `prep`, recipe {name}, CPU", f"{c[name]['cpu_ms_a_pair']} ms", "40 ms", "15 ms")
-        for name in c
-    ]
-    return [*table, ("`pcrl --help`", f"{help_seconds(n):.2f} s", "0.3 s", "0.2 s")]
+    error = step.bf16_error()
+    yield "G2 step, all decoded / to the drawn scale, fp32", f"{s['all decoded / to drawn scale']:.2f}x", "1.3x", "1.6x"
+    yield "G2 the same, drawn scale in the sub-pixel form", f"{s['all decoded / ours']:.2f}x", "", ""
+    yield "G3 step, released way / ours, both fp32", f"{s['released way / ours']:.2f}x", "3x", "4x"
+    yield "G3 the same without the sub-pixel form", f"{s['released way / to drawn scale']:.2f}x", "", ""
+    about = f"losses within {error['loss']:.0%}, cosine of gradients {error['cosine']:.2f}: not offered"
+    yield f"G3 released way in fp32 / ours in bf16 ({about})", f"{s['released way / bf16']:.2f}x", "", ""
+    for name in ("ours", "to drawn scale", "all decoded", "bf16", "released way"):
+        yield f"a step, {name}", f"{s[f'{name}, s']:.2f} s of CPU", "", ""
 
 
-def markdown(table: list[tuple[str, str, str, str]], quick: bool) -> str:
+def augmentation(quick: bool) -> Iterator[Row]:
+    a = augment.measure(repeats=2 if quick else 5)
+    yield "G4 augmentation of a pair, TorchIO / ours", f"{a['ratio']:.2f}x", "4x", "5x"
+    yield "augmentation of a pair, ours", f"{1e3 * a['ours_s_per_pair']:.1f} ms", "", ""
+
+
+def pictures(quick: bool) -> Iterator[Row]:
+    v = image_views.measure(repeats=2 if quick else 5)
+    for name, other in (("pillow", "Pillow"), ("torchio", "TorchIO")):
+        yield f"eight 2D views of an image, {other} / ours, CPU", f"{v[f'{name} / ours']:.2f}x", "", ""
+
+
+def input_path(quick: bool) -> Iterator[Row]:
+    found = inputs.measure(repeats=2 if quick else 5)
+    yield "read and augment, samples/s, ours / released way", f"{found.pop('ratio'):.2f}x", "5x", ""
+    for name, rate in found.items():
+        yield f"{name}, samples/s", f"{rate:.0f}", "", ""
+    for place, share in inputs.waits(width=4 if quick else 8).items():
+        yield f"G6 share of a training's time spent waiting for data, {place}", f"{share:.2%}", "5%", "1%"
+
+
+def cropping(quick: bool) -> Iterator[Row]:
+    for name, c in crops.measure().items():
+        yield f"G11 crops of a pair in `prep`, recipe {name}, CPU", f"{c['cpu_ms_a_pair']} ms", "40 ms", "15 ms"
+
+
+def start_up(quick: bool) -> Iterator[Row]:
+    yield "G14 `pcrl --help`", f"{help_seconds(2 if quick else 5):.2f} s", "0.3 s", "0.2 s"
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """Every row, as soon as it is known."""
+    for section in (arithmetic, augmentation, pictures, input_path, cropping, start_up, the_step):
+        yield from section(quick)
+
+
+def markdown(table: list[Row], quick: bool) -> str:
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     head = f"{time.strftime('%Y-%m-%d')}, {cpu}, one thread, torch {torch.__version__}{', --quick' if quick else ''}"
     lines = [head, "", "| what | measured | must | aim |", "|---|---|---|---|"]
@@ -72,7 +109,11 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(1)
-    text = markdown(rows(options.quick), options.quick)
+    table = []
+    for row in rows(options.quick):
+        print(*row, sep=" | ", file=sys.stderr, flush=True)
+        table.append(row)
+    text = markdown(table, options.quick)
     print(text)
     if options.markdown:
         options.markdown.write_text(text)

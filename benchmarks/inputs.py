@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from benchmarks.step import learner_of
-from pcrl_cli.augment.reference import views_by_torchio
 from pcrl_cli.core.plan import Drawn
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.data.cache import Cache, gather_manifest, open_cache, write_shard, write_split
@@ -30,20 +29,24 @@ SHAPES = {"globals": (2, 1, 64, 64, 32), "locals_sub": (6, 1, 16, 16, 16)}
 CPU = torch.device("cpu")
 
 
-def make(folder: Path) -> Cache:
-    """The same random pairs as a cache and as the released way's files."""
+def make(folder: Path, cases: int = CASES, pairs: int = PAIRS) -> Cache:
+    """Random pairs as a cache."""
     (folder / "cache/shards").mkdir(parents=True)
-    for case in range(CASES):
+    for case in range(cases):
         draw = np.random.default_rng(case)
-        arrays = {name: draw.integers(-1000, 1000, (PAIRS, *s), dtype=np.int16) for name, s in SHAPES.items()}
+        arrays = {name: draw.integers(-1000, 1000, (pairs, *s), dtype=np.int16) for name, s in SHAPES.items()}
         facts = {"patient": f"p{case}", "settings": "f", "source": {}}
-        write_shard(folder / "cache", f"c{case}", {"pairs": Drawn(arrays, Counter(kept=PAIRS))}, facts)
-        for k in range(PAIRS):
-            for name, array in arrays.items():
-                np.save(folder / f"{case * PAIRS + k}_{name}.npy", (array[k] + 1000) / 2000)
-    write_split(folder / "cache", [f"p{case}" for case in range(CASES)], 0)
+        write_shard(folder / "cache", f"c{case}", {"pairs": Drawn(arrays, Counter(kept=pairs))}, facts)
+    write_split(folder / "cache", [f"p{case}" for case in range(cases)], 0)
     gather_manifest(folder / "cache", {"reader": "benchmark", "fingerprint": "f"})
     return open_cache(folder / "cache")
+
+
+def make_npy(cache: Cache, folder: Path) -> None:
+    """The same as the released way keeps them: float64, a file of globals and one of locals a pair."""
+    for name, array in cache.read("pairs", tuple(SHAPES), cache.cases()).arrays.items():
+        for k, item in enumerate(array):
+            np.save(folder / f"{k}_{name}.npy", (item + 1000) / 2000)
 
 
 def loader(cache: Cache, where: CacheOn) -> Loader:
@@ -66,6 +69,8 @@ def ours(cache: Cache, where: CacheOn) -> Iterator[None]:
 
 def released(folder: Path) -> Iterator[None]:
     """The same number of samples, one after the other."""
+    from pcrl_cli.augment.reference import views_by_torchio  # 3 s to import
+
     for step in range(10**9):
         for k in range(BATCH):
             number = (step * BATCH + k) % (CASES * PAIRS)
@@ -81,6 +86,7 @@ def measure(repeats: int = 4) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = make(folder)
+        make_npy(cache, folder)
         sides = {
             "ours, read ahead from disk": ours(cache, "disk"),
             "ours, in RAM": ours(cache, "ram"),

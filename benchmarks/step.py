@@ -14,7 +14,7 @@ from pcrl_cli.stages.pretrain import pretrain_settings
 SCALES = (1, 2, 3, 4, 5)
 
 
-def learner_of(recipe: str, width: int, **choices: str) -> PCRLv2:
+def learner_of(recipe: str, width: int, **choices: object) -> PCRLv2:
     layer = ("benchmark", {"learner": {"width": width, **choices}})
     return PCRLv2(pretrain_settings(recipe=recipe, layers=[layer])[0].learner, Stored(3, 1, (1 / 2000, 0.5))).train()
 
@@ -30,43 +30,79 @@ def make_views(config: Config, batch: int) -> Views:
 
 
 def measure(width: int = 16, batch: int = 2, repeats: int = 3) -> dict[str, float]:
-    """CPU seconds a step, medians of interleaved repeats, mean over the scales; and ratios.
+    """CPU seconds a step, mean over the scales, medians of interleaved repeats; and ratios, medians of pairs.
 
-    All in float32, since bf16 gradients are wrong on some CPUs (docs/LOG.md). `to drawn scale` and `all decoded` are recipe
-    paper, channels last. `released way` is recipe released: 3 scales, all decoded, all heads, contiguous.
+    `ours` is recipe paper as it runs: decoded to the drawn scale, channels last with deep weights contiguous, the sub-pixel
+    form where it pays. `to drawn scale` is the same without the sub-pixel form, `all decoded` that with everything decoded.
+    `bf16` is `ours` under autocast, small maps in float32. `released way` is recipe released: 3 scales, all decoded, all
+    heads, contiguous, float32.
     """
     views = make_views(Config(), batch)
-    ours, full = learner_of("paper", width), learner_of("paper", width, decode="all")
-    for learner in (ours, full):
-        arrange(learner, torch.device("cpu"))
-    released = learner_of("released", width)
-    times: dict[str, list[float]] = {"to drawn scale": [], "all decoded": [], "released way": []}
-    for repeat in range(repeats + 1):
+    cpu = torch.device("cpu")
+    ours = arrange(learner_of("paper", width), cpu)
+    sides: dict[str, tuple[PCRLv2, tuple[int, ...], bool]] = {
+        "ours": (ours, SCALES, False),
+        "to drawn scale": (arrange(learner_of("paper", width, subpixel=0), cpu), SCALES, False),
+        "all decoded": (arrange(learner_of("paper", width, subpixel=0, decode="all"), cpu), SCALES, False),
+        "bf16": (ours, SCALES, True),
+        "released way": (learner_of("released", width), (1, 2, 3), False),
+    }
+    for learner, _, bf16 in sides.values():  # a first call of each allocates
+        _cpu(learner, at_scale(views, 1), bf16)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
         spent = dict.fromkeys(times, 0.0)
-        for scale in SCALES:
-            at = {**views, "scales": Scales(scale, scale, ((scale,) * 6,) * 2)}
-            spent["to drawn scale"] += _cpu(ours, at) / len(SCALES)
-            spent["all decoded"] += _cpu(full, at) / len(SCALES)
-        for scale in (1, 2, 3):
-            at = {**views, "scales": Scales(scale, scale, ((scale,) * 6,) * 2)}
-            spent["released way"] += _cpu(released, at) / 3
-        if repeat:  # the first is a warm-up
-            for name, seconds in spent.items():
-                times[name].append(seconds)
+        for k in range(len(SCALES)):
+            for name, (learner, scales, bf16) in sides.items():
+                if k < len(scales):
+                    spent[name] += _cpu(learner, at_scale(views, scales[k]), bf16) / len(scales)
+        for name, seconds in spent.items():
+            times[name].append(seconds)
     found = {f"{name}, s": median(values) for name, values in times.items()}
-    found["all decoded / to drawn scale"] = median(
-        b / a for a, b in zip(times["to drawn scale"], times["all decoded"], strict=True)
-    )
-    found["released way / to drawn scale"] = median(
-        b / a for a, b in zip(times["to drawn scale"], times["released way"], strict=True)
-    )
+    for name, other in (
+        ("all decoded", "to drawn scale"),
+        ("all decoded", "ours"),
+        ("released way", "to drawn scale"),
+        ("released way", "ours"),
+        ("released way", "bf16"),
+    ):
+        found[f"{name} / {other}"] = median(b / a for a, b in zip(times[other], times[name], strict=True))
     return found
 
 
-def _cpu(learner: PCRLv2, views: Views) -> float:
+def at_scale(views: Views, scale: int) -> Views:
+    return {**views, "scales": Scales(scale, scale, ((scale,) * 6,) * 2)}
+
+
+def bf16_error(width: int = 8, batch: int = 8) -> dict[str, float]:
+    """What bfloat16 autocast, with small maps in float32, changes: the worst over the scales.
+
+    Largest relative difference of the loss, smallest cosine between the gradients of all weights.
+    """
+    views, learner = make_views(Config(), batch), learner_of("paper", width)
+    arrange(learner, torch.device("cpu"))
+    loss, cosine = 0.0, 1.0
+    for scale in SCALES:
+        of = {}
+        for bf16 in (False, True):
+            value, gradients = _gradient(learner, at_scale(views, scale), bf16)
+            of[bf16] = value, torch.cat([g.flatten() for g in gradients])
+        loss = max(loss, abs(of[True][0] - of[False][0]) / abs(of[False][0]))
+        cosine = min(cosine, float(torch.nn.functional.cosine_similarity(of[False][1], of[True][1], dim=0)))
+    return {"loss": loss, "cosine": cosine}
+
+
+def _gradient(learner: PCRLv2, views: Views, bf16: bool) -> tuple[float, list[torch.Tensor]]:
+    learner.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        terms = learner.losses(views, Progress(0, 1))
+    loss = torch.stack([t.float() for t in terms.values()]).sum()
+    loss.backward()
+    return float(loss.detach()), [p.grad for p in learner.parameters() if p.grad is not None]
+
+
+def _cpu(learner: PCRLv2, views: Views, bf16: bool = False) -> float:
     """CPU seconds of forward and backward."""
     start = time.process_time()
-    learner.zero_grad()
-    terms = learner.losses(views, Progress(0, 1))
-    torch.stack(list(terms.values())).sum().backward()
+    _gradient(learner, views, bf16)
     return time.process_time() - start

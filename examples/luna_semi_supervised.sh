@@ -22,7 +22,7 @@ for each in "$ours" "$ts"; do
 import json, sys
 e = json.load(sys.stdin)
 a = e["metrics"]["auroc_clustered"]
-print("{}: AUROC {} ({} to {}), {} patients".format(e["start"], a["value"], a["low"], a["high"], e["patients"]))'
+print("{}: auroc_clustered {} ({} to {}), {} patients".format(e["start"], a["value"], a["low"], a["high"], e["patients"]))'
 done
 pcrl export "$run" --to encoder.safetensors --overwrite
 pcrl report "$run" "$ours" "$ts" --out report.html

@@ -21,7 +21,7 @@ def test_every_relative_link_leads_somewhere(page):
 def test_the_tree_in_the_readme_is_the_tree():
     text = (ROOT / "README.md").read_text("utf-8")
     shown = set(re.findall(r"[├└]── (\w+)/", text))
-    there = {p.name for p in (ROOT / "pcrl_cli").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    there = {p.name for p in (ROOT / "pcrl_cli").rglob("*") if p.is_dir() and p.name != "__pycache__"}
     assert shown == there
 
 

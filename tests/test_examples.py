@@ -13,7 +13,7 @@ from pcrl_cli.core.config import file_layer
 from pcrl_cli.core.learner import Learner, Progress, Stored
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.methods.pcrlv2 import PCRLv2
-from pcrl_cli.phantoms import chest
+from pcrl_cli.phantoms import brain, chest, radiograph
 from pcrl_cli.report.paper_numbers import TABLES as TABLES_OF_THE_PAPER
 from pcrl_cli.stages.pretrain import pretrain_settings
 from pcrl_cli.stages.table import Table, read_spec
@@ -48,29 +48,75 @@ def test_the_template_is_a_learner_whose_encoder_moves():
     assert {name: image.dim() for name, image in learner.pictures(views).items()} == {"x": 4, "x'": 4, "restored": 4}
 
 
-def test_the_semi_supervised_pipeline_runs_from_raw_scans_to_a_report(tmp_path):
-    workspace = tmp_path / "with a space"
-    chest.make(workspace / "data" / "luna", patients=5, seed=0)
+def ran(name: str, folder: Path, workspace: Path, **options: str) -> list[str]:
+    """The lines that a pipeline prints about its arms; it may need no more than what its head says."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PCRL_WORKSPACE": str(workspace),
         "OMP_NUM_THREADS": "1",
-        "RATIO": "0.4",
-        "PRETRAIN": "--width 2 --batch 4 --steps 1 --set learner.restore_scales=[1] --set learner.compare_scales=[1]",
-        "FINETUNE": "--steps 1 --batch 4",
-        "SCRATCH": "--width 2",
+        **options,
     }
-    script = ROOT / "examples" / "luna_semi_supervised.sh"
     done = subprocess.run(
-        ["bash", str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-    )
+        ["bash", str(ROOT / "examples" / name)], cwd=folder, env=environment, capture_output=True, encoding="utf-8",
+        timeout=400,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0].split("/")[-1] for line in done.stdout.splitlines() if "auroc" in line] == [
-        "model.safetensors",
-        "scratch",
-    ]
+    return [line for line in done.stdout.splitlines() if ": " in line and line.endswith(("patients", ")"))]
+
+
+TINY = "--width 2 --batch 4 --steps 1 --set learner.restore_scales=[1] --set learner.compare_scales=[1]"
+
+
+def arms(lines: list[str]) -> list[str]:
+    return [line.split(":")[0].split("/")[-1] for line in lines]
+
+
+def test_the_semi_supervised_pipeline_runs_from_raw_scans_to_a_report(tmp_path):
+    workspace = tmp_path / "with a space"
+    chest.make(workspace / "data" / "luna", patients=5, seed=0)
+    lines = ran(
+        "luna_semi_supervised.sh", tmp_path, workspace,
+        RATIO="0.4", PRETRAIN=TINY, FINETUNE="--steps 1 --batch 4", SCRATCH="--width 2",
+    )  # fmt: skip
+    assert arms(lines) == ["model.safetensors", "scratch"]
+    assert all("auroc" in line for line in lines)
     assert (tmp_path / "encoder.safetensors").stat().st_size > 1000
     assert "auroc" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.timeout(500)
+def test_the_transfer_pipeline_runs_from_chest_to_brain(tmp_path):
+    chest.make(tmp_path / "ws/data/luna", patients=5, seed=0)
+    brain.make(tmp_path / "ws/data/brats", patients=5, seed=0)
+    lines = ran(
+        "luna_to_brats.sh", tmp_path, tmp_path / "ws",
+        RATIOS="0.7", PRETRAIN=TINY, SCRATCH="--width 2",
+        FINETUNE="--steps 1 --batch 2 --set learner.crop=[48,48,48]",
+    )  # fmt: skip
+    assert arms(lines) == ["model.safetensors", "scratch"]
+    assert all("dice" in line for line in lines)
+    assert "dice" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.timeout(500)
+def test_the_radiograph_pipeline_runs_from_images_to_a_report(tmp_path):
+    radiograph.make(tmp_path / "ws/data/nih", patients=40, seed=0)
+    small = "--set learner.images.global_side=32 --set learner.images.local_side=32"
+    lines = ran(
+        "nih_chest_xray.sh", tmp_path, tmp_path / "ws",
+        RATIO="0.5", PREP="--size 40", SCRATCH="--width 2",
+        PRETRAIN=f"--width 2 --batch 4 --steps 1 {small}",
+        FINETUNE="--steps 1 --batch 4 --set learner.side=32 --set learner.resize=40",
+    )  # fmt: skip
+    assert arms(lines) == ["model.safetensors", "scratch"]
+    assert all("auroc" in line for line in lines)
+    assert (tmp_path / "encoder.safetensors").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda path: path.name)
+def test_every_pipeline_stops_at_the_first_error_and_can_be_run(script):
+    assert "set -euo pipefail" in script.read_text("utf-8")
+    assert os.access(script, os.X_OK)
 
 
 ABLATIONS = sorted((ROOT / "examples" / "ablations").glob("*.yaml"))

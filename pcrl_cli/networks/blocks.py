@@ -1,5 +1,6 @@
 """The only place, besides the encoders, that knows how many axes an image has."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,8 @@ def compose(weight: Tensor) -> Tensor:
     one = taps = torch.tensor(TAPS, dtype=weight.dtype, device=weight.device)
     for _ in range(axes - 1):
         taps = torch.kron(taps, one)  # 9 16, 27 64
-    with torch.autocast(weight.device.type, enabled=False):
+    kind = weight.device.type
+    with torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext():  # not for meta tensors
         composed = weight.flatten(2) @ taps
     return composed.unflatten(2, (4,) * axes).transpose(0, 1)
 

@@ -128,7 +128,7 @@ def _resnet18(names: dict[str, Tensor], prefix: str, source: object) -> Known:
     domain = Domain(
         channels=int(names["conv1.weight"].shape[1]),
         modality="xray",
-        spacing_mm=0.0,
+        spacing_mm=None,
         intensity={},
         normalisation="ImageNet's mean and standard deviation",
         axis_order="rows, columns",

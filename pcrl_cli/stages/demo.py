@@ -62,17 +62,23 @@ CHAINS: dict[str, Chain] = {
         Made("lits", "pcrl_cli.phantoms.abdomen"),
         CHEST,
         patients=16,
-        epochs=20,
+        epochs=6,
         ratio=0.5,
-        finetune={"learner": {"crop": [64, 64, 32]}, "train": {"batch": 4, "lr": 3e-2}},
+        finetune={
+            "learner": {"crop": [64, 64, 32], "crops": 8, "overlap": 0.25},
+            "train": {"batch": 4, "lr": 3e-2},
+        },
     ),
     "brats": Chain(
         Made("brats", "pcrl_cli.phantoms.brain"),
         CHEST,
         patients=16,
-        epochs=20,
+        epochs=6,
         ratio=0.5,
-        finetune={"learner": {"crop": [48, 48, 48]}, "train": {"batch": 4, "lr": 3e-2}},
+        finetune={
+            "learner": {"crop": [48, 48, 48], "crops": 8, "overlap": 0.25},
+            "train": {"batch": 4, "lr": 3e-2},
+        },
     ),
     "chest": Chain(
         FILMS,

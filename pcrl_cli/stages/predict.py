@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pcrl_cli.core import files
-from pcrl_cli.core.config import Layer
+from pcrl_cli.core.config import ENVIRONMENT, Layer
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, UsageError
 from pcrl_cli.core.learner import Stored, Task
@@ -247,13 +247,15 @@ def _prepared(run: Run) -> dict[str, Any]:
 
 
 def _config(settings: FinetuneSettings, layers: Sequence[Layer]) -> Any:
-    """The task's own settings with those that were asked for.
+    """The task's own settings with those that were asked for; variables of other verbs are passed over.
 
     Raises:
         ConfigError: one of them is not of inference.
     """
     config = settings.learner
     for source, given in layers:
+        if source == ENVIRONMENT:
+            given = {"learner": {k: v for k, v in given.get("learner", {}).items() if k in OF_INFERENCE}}
         config = inference_config(config, given, source)
     return config
 

@@ -33,15 +33,17 @@ class Workspace:
                 found.append((path.parent, manifest))
         return found
 
-    def find_cache(self, dim: int, group: str) -> Path:
-        """The one cache of a dimension that holds a group of arrays.
+    def find_cache(self, dim: int, group: str, data_set: str = "") -> Path:
+        """The one cache of a dimension that holds a group of arrays; of several the one of `data_set`.
 
         Raises:
             ConfigError: there is none, or more than one (they are listed).
         """
-        fits = [path for path, m in self.caches() if m.get("dim") == dim and group in m.get("groups", [])]
-        if len(fits) == 1:
-            return fits[0]
+        found = [(path, m) for path, m in self.caches() if m.get("dim") == dim and group in m.get("groups", [])]
+        fits = [path for path, _ in found]
+        named = [path for path, m in found if m.get("reader", {}).get("name") == data_set]
+        if len(fits) == 1 or len(named) == 1:
+            return fits[0] if len(fits) == 1 else named[0]
         if fits:
             raise ConfigError(f"several caches fit: {', '.join(map(str, fits))}; say which one")
         others = [f"{path} ({m.get('dim')}D)" for path, m in self.caches()]

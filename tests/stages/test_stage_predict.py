@@ -21,6 +21,7 @@ from pcrl_cli.data.volume import Volume, index_to_world
 from pcrl_cli.phantoms.paint import turned
 from pcrl_cli.readers.volume_io import read_volume, write_mask, write_mhd, write_nifti
 from pcrl_cli.stages import predict as stage
+from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.predict import predict, require
 from pcrl_cli.stages.prep import prep
@@ -29,7 +30,12 @@ from pcrl_cli.tasks.base import Segmentation
 SHAPE, SPACING = (22, 18, 12), (1.0, 1.0, 2.0)  # every voxel is one of the 1 mm grid too
 GRID = Grid(SHAPE, np.array(SPACING), np.array([-11.0, 4.5, -300.0]), np.eye(3))
 AXES = [np.eye(3)[list(o)] * np.array(s) for o in permutations(range(3)) for s in product((1.0, -1.0), repeat=3)]
-TINY = {"learner": {"crop": [16, 16, 16], "overlap": 0.0}, "train": {"steps": 1, "batch": 2}, "width": 2, "poolings": 2}
+TINY = {
+    "learner": {"crop": [16, 16, 16], "overlap": 0.0},
+    "train": {"steps": 40, "batch": 2, "lr": 0.1, "check_every": 40},
+    "width": 2,
+    "poolings": 2,
+}
 
 
 def body(seed: int = 0) -> np.ndarray:
@@ -86,6 +92,7 @@ def tuned(raw: Path, root: Path, name: str, **settings) -> Path:
 def lits_run(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("lits")
     run = tuned(raw_lits(root / "raw"), root, "lits")
+    evaluate(run, split="all", device="cpu")
     shutil.rmtree(root / "cache")  # a network goes where its cache does not
     return run
 
@@ -125,6 +132,21 @@ def test_a_mask_has_exactly_the_geometry_of_its_input(lits_run, tmp_path):
     assert mask.shape == SHAPE
     np.testing.assert_array_equal(mask.affine, affine(path))
     assert set(np.unique(mask.dataobj)) <= {0, 1}
+
+
+def test_a_mask_is_what_evaluate_scored(lits_run, tmp_path):
+    """To every voxel: the same rounding, windows and way back to the file's grid, with and without a cache."""
+    raw = lits_run.parents[1] / "raw"
+    done = predict(lits_run, sorted(raw.glob("volume-*.nii.gz")), tmp_path / "out", device="cpu")
+    rows = csv.DictReader((lits_run / "evaluation/all/predictions.csv").read_text("utf-8").splitlines())
+    for row in rows:
+        mask = np.asarray(nibabel.load(done.files[row["case"]]).dataobj) > 0
+        truth = np.asarray(nibabel.load(raw / f"{row['case'].replace('volume', 'segmentation')}.nii.gz").dataobj) > 0
+        assert float(row["dice_liver"]) == pytest.approx(
+            2 * (mask & truth).sum() / (mask.sum() + truth.sum()), abs=1e-5
+        )
+        assert float(row["predicted_ml_liver"]) == pytest.approx(done.volumes[row["case"]]["liver"], abs=1e-5)
+        assert 0 < mask.mean() < 1
 
 
 def test_a_prediction_is_where_the_organ_is_and_its_volume_is_told(lits_run, tmp_path, bright):
@@ -324,6 +346,14 @@ def test_settings_of_training_are_refused(lits_run, tmp_path):
     ):
         with pytest.raises((ConfigError, UsageError), match=message):
             predict(lits_run, [path], tmp_path / "out", device="cpu", layers=[("flags", values)])
+
+
+def test_variables_of_other_verbs_are_passed_over_and_those_of_inference_are_not(lits_run, tmp_path, bright):
+    layer = ("environment", {"train": {"lr": 1}, "learner": {"crop": [8, 8, 8], "threshold": 0.7}})
+    predict(lits_run, [scan(tmp_path / "a.nii.gz")], tmp_path / "out", device="cpu", layers=[layer])
+    record = json.loads((tmp_path / "out/predictions.json").read_text("utf-8"))
+    assert record["facts"]["inference"]["threshold"] == 0.7
+    assert record["facts"]["inference"]["crop"] == [16, 16, 16]
 
 
 def test_a_run_that_predicts_no_masks_is_refused(chain, tmp_path):

@@ -14,8 +14,10 @@ from pcrl_cli.data.labelled import Preparation, label
 from pcrl_cli.data.volume import Intensity, prepare
 from pcrl_cli.phantoms import abdomen, brain
 from pcrl_cli.readers import brats, lits
+from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep, prep_settings, require
 from pcrl_cli.stages.results import Plan
+from pcrl_cli.stages.workspace import Workspace
 
 CT, MR = 4, 3
 TWO = ("test", {"modalities": ["flair", "t1ce"]})
@@ -117,6 +119,21 @@ def test_a_subset_of_sequences_is_prepared_and_said(mr, tmp_path):
     assert len(cache.records[case.id]["scan_ids"]) == 2
     with pytest.raises(ConfigError, match="different: modalities"):
         prep("brats", data=mr, out=done.cache, jobs=1)
+
+
+def test_of_several_caches_of_volumes_a_task_takes_its_own_and_no_other(ct, mr, tmp_path):
+    workspace = Workspace(tmp_path)
+    for name, raw in (("lits", ct), ("brats", mr)):
+        prep(name, data=raw, workspace=workspace, jobs=1)
+    for name in ("lits", "brats"):
+        assert workspace.find_cache(3, "volumes", name) == workspace.cache(name)
+    with pytest.raises(ConfigError, match="several caches fit"):
+        workspace.find_cache(3, "volumes", "luna")
+    small = [
+        ("test", {"width": 2, "poolings": 1, "learner": {"crop": [16, 16, 16]}, "train": {"steps": 1, "batch": 2}})
+    ]
+    with pytest.raises(ConfigError, match=r"masks of .*lits are of liver, and the task brats is of WT, TC, ET"):
+        finetune(workspace.cache("lits"), task="brats", workspace=workspace, device="cpu", layers=small)
 
 
 def test_a_dry_run_foretells_the_size(ct, mr, made, tmp_path):

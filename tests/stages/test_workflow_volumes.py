@@ -13,12 +13,15 @@ import torch
 from chain import Heard, contents, settings
 from torch import nn
 
+from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
 from pcrl_cli.core.errors import ConfigError, DataError, MachineError, UsageError
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.engine.run import read_metrics
+from pcrl_cli.networks.transfer import read_weights, write_weights
+from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.pure.regions import Agreement, masks_of
 from pcrl_cli.readers.volume_io import write_mask, write_nifti
 from pcrl_cli.stages.evaluate import EvaluateResult, evaluate
@@ -129,7 +132,6 @@ class Bright(nn.Module):
 
 def task_of(chain, network=None):
     """An untrained task in eval mode, with another network if one is given."""
-    from pcrl_cli.core.contract import Architecture
     from pcrl_cli.stages import training
     from pcrl_cli.stages.finetune import build_task
 
@@ -216,6 +218,27 @@ def test_settings_of_inference_can_be_others_than_the_runs_and_no_other_settings
         again(crop=[8, 8, 8])
     with pytest.raises(ConfigError, match=r"overlap.*less than 1"):
         again(overlap=2)
+
+
+def test_a_pre_trained_encoder_of_one_channel_starts_a_task_of_four(brats, tmp_path):
+    torch.manual_seed(0)
+    encoder = UNet3dEncoder(1, 2, 2)
+    domain = Domain(channels=1, modality="ct", spacing_mm=1.0, intensity={}, normalisation="z")
+    small = Architecture(dim=3, encoder="unet3d", width=2, poolings=2)
+    known = Contract(architecture=small, domain=domain, patients=Patients.of(["somebody"], "salt"))
+    write_weights(tmp_path / "encoder.safetensors", encoder, known, "safetensors")
+    found = finetune(
+        task="brats",
+        workspace=brats.workspace,
+        weights=tmp_path / "encoder.safetensors",
+        out=tmp_path / "run",
+        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2, "lr": 1e-12}),
+    )
+    assert found.transfer["share"] == 1.0
+    assert "4 channels" in found.transfer["adapted"][0]
+    first = next(v for k, v in read_weights(found.weights).tensors.items() if v.dim() == 5 and v.shape[1] == 4)
+    of_one = next(v for v in encoder.state_dict().values() if v.dim() == 5)
+    assert torch.allclose(first, of_one.expand(-1, 4, -1, -1, -1) / 4, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- training

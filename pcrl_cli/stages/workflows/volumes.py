@@ -59,6 +59,7 @@ def metric_names(work: Work) -> tuple[str, ...]:
 
 def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     """Volumes, how many of them have no foreground, and how many are smaller than a crop."""
+    _require_regions(work)
     cases = work.cache.cases(patients=patients)
     empty = [case for case in cases if not _has_foreground(work.cache, case)]
     if len(empty) == len(cases):
@@ -112,6 +113,20 @@ def validate(work: Work, task: Task) -> dict[str, float | None]:
     each = np.array(found)
     by_region = {f"val_dice_{region}": float(v) for region, v in zip(task.regions, each.mean(axis=0), strict=True)}
     return {"val_dice": float(each.mean()), **by_region}
+
+
+def _require_regions(work: Work) -> None:
+    """The task's labels mean nothing in another data set's masks.
+
+    Raises:
+        ConfigError: the cache was prepared with other regions than the task's.
+    """
+    there, wanted = list(work.cache.manifest["classes"]), list(work.module.REGIONS)
+    if there != wanted:
+        raise ConfigError(
+            f"the masks of {work.cache.path} are of {', '.join(there)}, and the task {work.settings.task} is of "
+            f"{', '.join(wanted)}; give the cache of its own data set"
+        )
 
 
 def _has_foreground(cache: Cache, case: str) -> bool:
@@ -169,6 +184,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
     options: set: settings of inference, or tolerance_mm, over the run's own.
     """
     assert isinstance(task, Segmentation)
+    _require_regions(work)
     task.config = inference_config(task.config, options.get("set", {}), "--set", (*OF_INFERENCE, "tolerance_mm"))
     cases = work.cache.cases(split)
     if not cases:
