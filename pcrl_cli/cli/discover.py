@@ -1,7 +1,7 @@
 """pcrl discover"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,5 +57,6 @@ def command(
     )
     if isinstance(result, Plan):
         return console.show_plan(result, json, quiet)
-    rows = {"words": result.words, "scans a word": result.instances, "cubes": result.cubes, "patients": result.patients}
+    rows: dict[str, Any] = {"words": result.words, "scans a word": result.instances, "cubes": result.cubes}
+    rows |= {"patients": result.patients, "report": result.report}
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.cache)

@@ -31,12 +31,15 @@ from pcrl_cli.methods.transvw import Describer
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.pure.words import Corner, Thumbnails, Words, discover, instances
 from pcrl_cli.readers import READERS
+from pcrl_cli.report import figures
+from pcrl_cli.report.html import Picture, Report, Section, write_report
 from pcrl_cli.stages import patients as patients_of
 from pcrl_cli.stages import training
 from pcrl_cli.stages.kinds import kind_of
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
+SHOWN_WORDS, SHOWN_SCANS = 3, 8
 KEPT = (
     "kind", "dim", "channels", "modality", "spacing_mm", "to_unit", "intensity", "normalisation", "excluded_findings",
     "recipe", "reader", "data", "options", "pcrl",
@@ -78,6 +81,7 @@ class DiscoverResult(Result):
     cubes: int
     patients: int
     notes: list[str]
+    report: Path
     seconds: float
 
 
@@ -154,8 +158,11 @@ def discover_words(
     plan = settings.cubes.model_copy(update={"instances": instances(words, names)})
     chosen = [by_id[name] for name in plan.instances]
     made = _build(source, chosen, reading, plan, out, mark, jobs, root, listener, settings.words.classes)
+    report = work / "report.html"
+    _show(made, report, len(words), plan.others + 1)
     return DiscoverResult(
         cache=out,
+        report=report,
         words=len(words),
         instances=len(words[0].members),
         cubes=int(made.sizes("words", "label", made.cases("train")).sum()),
@@ -163,6 +170,21 @@ def discover_words(
         notes=notes,
         seconds=round(time.perf_counter() - began, 2),
     )
+
+
+def _show(words: Cache, path: Path, n: int, an_instance: int) -> None:
+    """Exact crops of some words, a row a scan: whether scans lie alike is seen at once."""
+    items = words.read("words", ("word", "label"), words.cases("train")).arrays
+    exact = np.arange(len(items["label"])) % an_instance == 0
+    pictures = {}
+    for label in range(min(n, SHOWN_WORDS)):
+        cubes = items["word"][exact & (items["label"] == label)][:SHOWN_SCANS, :, :, :, items["word"].shape[-1] // 2]
+        pictures[f"word {label}"] = cubes.astype(np.float32)
+    caption = (
+        "Middle slices of the same place in the scans of a word. Where they do not look alike, its label is noise."
+    )
+    section = Section("Words", [Picture(figures.views_figure(pictures), caption)])
+    write_report(path, Report("Visual words", str(words.path), [section]))
 
 
 class _Judge:

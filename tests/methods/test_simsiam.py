@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import NOW, batch, learner, smooth, views
+from small import NOW, batch, learner, views
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +31,7 @@ def test_the_loss_is_the_plain_formula_and_symmetric():
     )
     loss = simsiam(seen, NOW)["compare"]
     assert torch.allclose(loss, plain, atol=1e-6)
-    assert -1 <= float(loss) <= 1
+    assert -1 <= float(loss.detach()) <= 1
     swapped = simsiam({"g": seen["g"].flip(1)}, NOW)["compare"]
     assert torch.allclose(loss, swapped, atol=1e-6)
 
@@ -56,20 +56,14 @@ def test_no_gradient_goes_through_z_and_stopping_the_other_side_gives_another_on
     assert not torch.allclose(ours, other, atol=1e-5)
 
 
-def test_equal_views_agree_more_than_strangers_and_strangers_hardly_at_all():
+def test_strangers_hardly_agree_before_training():
     torch.manual_seed(0)
     head, predictor = (
         projector(64, 256),
         nn.Sequential(nn.Linear(256, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 256)),
     )
-    a, b = torch.randn(512, 64), torch.randn(512, 64)
-    z1, z2 = head(a), head(b)
-    assert abs(float(comparison(z1, predictor(z1), z2, predictor(z2)))) < 0.02
-    simsiam = learner("simsiam", outputs=64)
-    seen = views(simsiam, {"globals": smooth(8, 2, 1, 16, 16, 8)})
-    same = {"g": seen["g"][:, :1].expand(-1, 2, *[-1] * 4)}
-    strangers = {"g": torch.stack([seen["g"][:, 0], seen["g"][:, 1].roll(1, 0)], dim=1)}
-    assert simsiam(same, NOW)["compare"] != simsiam(strangers, NOW)["compare"]
+    z1, z2 = head(torch.randn(512, 64)), head(torch.randn(512, 64))
+    assert abs(float(comparison(z1, predictor(z1), z2, predictor(z2)).detach())) < 0.02
 
 
 @pytest.mark.parametrize("stop", [True, False])
@@ -87,6 +81,10 @@ def test_without_the_stop_gradient_the_rank_falls_behind_a_norm_that_hides_it_fr
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    with torch.no_grad():
+        z = head(encoder(points))
+        same, strangers = (comparison(z, predictor(z), other, predictor(other)) for other in (z, z.roll(1, 0)))
+    assert float(same) < float(strangers) - (0.3 if stop else 0.0)
     rank = float(effective_rank(z1.detach()))
     assert rank > 12 if stop else rank < 6
     assert F.normalize(z1).std(dim=0).mean() * 32**0.5 > 0.8, "the norm hides a collapse from the spread"
@@ -102,5 +100,5 @@ def test_the_predictors_learning_rate_stays_off_the_schedule():
 
 def test_blocks_of_the_2d_encoder_may_begin_as_the_identity():
     simsiam = learner("simsiam", 2, zero_residual=True)
-    assert float(simsiam.encoder.layer3[1].bn2.weight.abs().max()) == 0
-    assert float(learner("simsiam", 2).encoder.layer3[1].bn2.weight.min()) == 1
+    assert float(simsiam.encoder.layer3[1].bn2.weight.detach().abs().max()) == 0
+    assert float(learner("simsiam", 2).encoder.layer3[1].bn2.weight.detach().min()) == 1

@@ -32,6 +32,7 @@ def test_every_word_has_equally_many_cubes_and_exact_ones_at_one_corner(words):
     assert items.arrays["word"].shape[1:] == (1, 32, 32, 16)
     for label in range(5):
         assert len(np.unique(items.arrays["corner"][items.arrays["label"] == label], axis=0)) == 1
+    assert "data:image/png" in words.report.read_text("utf-8")
     assert words.cubes == len(items.arrays["label"])
 
 
