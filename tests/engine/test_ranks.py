@@ -13,6 +13,7 @@ from torch import multiprocessing, nn
 from toys import CPU, Toy, config, new_run, rows
 
 from pcrl_cli.core.errors import Preempted
+from pcrl_cli.core.learner import Stored
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.data.loader import Loader
 from pcrl_cli.engine.distributed import World
@@ -52,7 +53,8 @@ def pairs() -> PCRLv2:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Pairs(
-            Config(width=2, poolings=2, augment={"swap_count": 1, "swap_patch": (2, 2, 2)}), 1, (1 / 2000, 0.5)
+            Config(width=2, poolings=2, augment={"swap_count": 1, "swap_patch": (2, 2, 2)}),
+            Stored(3, 1, (1 / 2000, 0.5)),
         )
 
 
