@@ -71,7 +71,9 @@ def test_a_released_lock_leaves_no_file_and_serves_the_next(tmp_path):
     lock.hold(tmp_path)
 
 
-@pytest.mark.parametrize(("pid", "free"), [(os.getpid(), True), (2**22 + 1, True), (1, False)])
+@pytest.mark.parametrize(
+    ("pid", "free"), [(os.getpid(), True), (2**22 + 1, True), (1, False)], ids=["own", "nobody", "another"]
+)
 def test_without_kernel_locks_what_the_file_says_decides(tmp_path, monkeypatch, pid, free):
     def none(*_):
         raise OSError(95, "Operation not supported")
