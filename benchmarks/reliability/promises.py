@@ -28,7 +28,6 @@ from benchmarks.reliability.workshop import (
     steps_done,
     wait,
 )
-from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Trainer
 
 OFTEN: dict[str, dict[str, Any]] = {"whole": {}, "often": {"checkpoint_minutes": 1e-9}}
@@ -235,7 +234,18 @@ def memory(shop: Workshop, steps: int = 2000) -> Promise:
 class _Mallinfo(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
     )
 
 

@@ -370,8 +370,13 @@ class Book:
             files.remove_leftovers(out)
         if not (out / RECORD).exists():
             return cls(out, facts, {})
-        record = files.read_json(out / RECORD)
-        if record.get("schema") != SCHEMA:
+        try:
+            record = files.read_json(out / RECORD)
+        except IntegrityError as error:
+            if overwrite:
+                return cls(out, facts, {})
+            raise IntegrityError(f"{out / RECORD} is torn; predict again with --overwrite") from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ConfigError(f"{out / RECORD} is of another schema than {SCHEMA}; choose another --out")
         if record["facts"] == facts:
             return cls(out, facts, record["cases"])
