@@ -218,7 +218,7 @@ def _all_cases(work: Work, task: Segmentation, cases: Sequence[str]) -> Iterator
     work.listener.begin("scoring whole volumes", len(cases), "scans")
     for done, case in enumerate(cases, start=1):
         found = known.get(case)
-        if found is None:
+        if found is None or (work.out is not None and not _overlay_path(work.out, case).is_file()):
             found = score_case(work, task, case)
             known.add(found)
         yield found
