@@ -8,7 +8,7 @@ set. Stored units are what a cache keeps as int16; `Preparation.to_unit` brings 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, Num, UInt8
@@ -82,6 +82,12 @@ class Preparation(BaseModel):
         if self.modality == "ct":
             return 1 / (self.hu_max - self.hu_min), -self.hu_min / (self.hu_max - self.hu_min)
         return 1 / (Z_STORED if self.normalise == "zscore" else MR_STORED_MAX), 0.0
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """What decides the images' values and grid, for this modality; the margin only says where crops come from."""
+        own = ("hu_min", "hu_max") if self.modality == "ct" else ("normalise",)
+        return {name: getattr(self, name) for name in ("modality", "spacing_mm", *own)}
 
     @property
     def pad(self) -> int:

@@ -228,5 +228,4 @@ def _inflate(key: str, value: Tensor, own: Tensor, report: TransferReport) -> Te
 
 
 def _differences(saw: Domain, now: Domain) -> list[str]:
-    a, b = saw.model_dump(), now.model_dump()
-    return [f"{key}: the weights saw {json.dumps(a[key])}, now {json.dumps(b[key])}" for key in a if a[key] != b[key]]
+    return [f"{key}: the weights saw {json.dumps(a)}, now {json.dumps(b)}" for key, a, b in saw.differences(now)]

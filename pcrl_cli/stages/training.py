@@ -102,7 +102,8 @@ def domain_of(cache: Cache) -> Domain:
     m = cache.manifest
     keys = ("channels", "modality", "intensity", "normalisation")
     order = {"axis_order": "rows, columns"} if m["dim"] == 2 else {}
-    return Domain(spacing_mm=m.get("spacing_mm"), **{key: m[key] for key in keys}, **order)
+    names = tuple(m.get("channel_names", ()))
+    return Domain(spacing_mm=m.get("spacing_mm"), channel_names=names, **{key: m[key] for key in keys}, **order)
 
 
 def stored(cache: Cache) -> Stored:

@@ -141,6 +141,16 @@ def test_every_difference_of_the_data_is_named():
     assert [line.split(":")[0] for line in report.differences] == ["modality", "spacing_mm", "intensity"]
 
 
+def test_other_channels_are_a_difference_where_both_have_names():
+    now = DOMAIN.model_copy(update={"channel_names": ("t1", "t2")})
+    saw = DOMAIN.model_copy(update={"channel_names": ("flair", "t1ce")})
+    named = Weights(Path("made"), encoder(0).state_dict(), contract().model_copy(update={"domain": saw}))
+    assert load_encoder(encoder(1), named, now).differences == [
+        'channel_names: the weights saw ["flair", "t1ce"], now ["t1", "t2"]'
+    ]
+    assert load_encoder(encoder(1), weights(encoder(0).state_dict()), now).differences == []
+
+
 class Bomb:
     def __init__(self, path):
         self.path = str(path)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,12 @@ from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.volume import Volume
-from pcrl_cli.engine.run import read_metrics
+from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.networks.transfer import read_weights, write_weights
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.pure.regions import Agreement, masks_of
 from pcrl_cli.readers.volume_io import write_mask, write_nifti
-from pcrl_cli.stages.evaluate import EvaluateResult, evaluate
+from pcrl_cli.stages.evaluate import EvaluateResult, evaluate, require_alike
 from pcrl_cli.stages.finetune import FinetuneResult, finetune, finetune_settings
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.workflows import Work, volumes
@@ -220,6 +221,30 @@ def test_settings_of_inference_can_be_others_than_the_runs_and_no_other_settings
         again(overlap=2)
 
 
+def test_images_that_mean_something_else_to_the_network_are_not_scored(lits, brats, tmp_path):
+    def prepared(chain, **values):
+        return prep(chain.task, workspace=chain.workspace, out=tmp_path / "c", layers=settings(**values), jobs=1).cache
+
+    with pytest.raises(ConfigError, match=r"images of 2 channels, and the run was trained on 4"):
+        evaluate(brats.tuned.run, prepared(brats, modalities=["t1", "t2"]), workspace=brats.workspace)
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"\(prepare.hu_max 100.0 instead of 200.0\)"):
+        evaluate(lits.tuned.run, prepared(lits, prepare={"hu_max": 100}), workspace=lits.workspace, split="all")
+
+
+def test_channels_of_other_names_are_refused_and_a_margin_is_no_matter(lits, brats):
+    run, contract = Run.load(brats.tuned.run), read_weights(brats.tuned.weights).contract
+    assert contract.domain.channel_names == ("flair", "t1", "t1ce", "t2")
+    require_alike(run, contract, brats.cache)
+    turned = brats.cache.manifest | {"channel_names": ["t1", "flair", "t1ce", "t2"]}
+    with pytest.raises(ConfigError, match="are t1, flair, t1ce, t2, and the run was trained on flair, t1, t1ce, t2"):
+        require_alike(run, contract, replace(brats.cache, manifest=turned))
+    run, contract = Run.load(lits.tuned.run), read_weights(lits.tuned.weights).contract
+    other = json.loads(json.dumps(lits.cache.manifest))
+    other["settings"]["prepare"] |= {"margin": 7, "normalise": "minmax"}  # of MR
+    require_alike(run, contract, replace(lits.cache, manifest=other))
+
+
 def test_a_pre_trained_encoder_of_one_channel_starts_a_task_of_four(brats, tmp_path):
     torch.manual_seed(0)
     encoder = UNet3dEncoder(1, 2, 2)
@@ -372,6 +397,20 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(lits, tmp_path, monkeypa
     assert not notes.exists()
     whole = volumes.score(lits.work(), task, "all", {})
     assert (found.csv, found.metrics) == (whole.csv, whole.metrics)
+
+
+def test_a_case_whose_overlay_is_gone_is_scored_again(lits, tmp_path, monkeypatch):
+    work, task, plain = lits.work(out=tmp_path), task_of(lits), volumes.score_case
+    first, second = lits.cache.cases()[:2]
+    notebook = volumes._Notebook(work, task)
+    for case in (first, second):
+        notebook.add(volumes.score_case(work, task, case))
+    (tmp_path / "overlays" / f"{first}.png").unlink()
+    again = []
+    monkeypatch.setattr(volumes, "score_case", lambda w, t, case: again.append(case) or plain(w, t, case))
+    volumes.score(work, task, "all", {})
+    assert first in again
+    assert second not in again
 
 
 def test_what_another_network_had_scored_is_not_taken_over(lits, tmp_path):
