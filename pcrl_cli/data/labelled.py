@@ -92,7 +92,8 @@ class Preparation(BaseModel):
     @property
     def pad(self) -> int:
         """The stored value beyond a scan's edge: what the network sees as 0."""
-        return round(self.hu_min) if self.modality == "ct" else 0
+        scale, offset = self.to_unit
+        return round(-offset / scale)
 
 
 def prepare_images(volumes: Volumes, how: Preparation, identify: bool = True) -> Imaged:
