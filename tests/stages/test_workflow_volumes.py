@@ -96,7 +96,7 @@ class Chain:
         values = {"out": None, "listener": Heard()} | more
         module = find("task", self.task, TASKS)
         found = finetune_settings(self.task, None, layers())[0]
-        return Work(module, found, self.cache, torch.device("cpu"), **values)
+        return Work(module, found, values.pop("cache", self.cache), torch.device("cpu"), **values)
 
 
 @cache
@@ -245,25 +245,50 @@ def test_channels_of_other_names_are_refused_and_a_margin_is_no_matter(lits, bra
     require_alike(run, contract, replace(lits.cache, manifest=other))
 
 
-def test_a_pre_trained_encoder_of_one_channel_starts_a_task_of_four(brats, tmp_path):
+def write_encoder(path: Path, channels: int) -> UNet3dEncoder:
     torch.manual_seed(0)
-    encoder = UNet3dEncoder(1, 2, 2)
-    domain = Domain(channels=1, modality="ct", spacing_mm=1.0, intensity={}, normalisation="z")
+    encoder = UNet3dEncoder(channels, 2, 2)
+    domain = Domain(channels=channels, modality="ct", spacing_mm=1.0, intensity={}, normalisation="z")
     small = Architecture(dim=3, encoder="unet3d", width=2, poolings=2)
     known = Contract(architecture=small, domain=domain, patients=Patients.of(["somebody"], "salt"))
-    write_weights(tmp_path / "encoder.safetensors", encoder, known, "safetensors")
+    write_weights(path, encoder, known, "safetensors")
+    return encoder
+
+
+def test_an_encoder_whose_first_convolution_does_not_fit_is_warned_of(brats, tmp_path):
+    write_encoder(tmp_path / "two.safetensors", 2)
+    heard = Heard()
+    finetune(
+        task="brats",
+        workspace=brats.workspace,
+        weights=tmp_path / "two.safetensors",
+        out=tmp_path / "run",
+        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2}),
+        listener=heard,
+    )
+    assert any("levels.0.0.0.weight" in text and "starts random" in text for text in heard.warnings)
+
+
+@pytest.mark.parametrize(("stem", "share"), [("divide", 1 / 4), ("repeat", 1)])
+def test_a_pre_trained_encoder_of_one_channel_starts_a_task_of_four(brats, tmp_path, stem, share):
+    encoder = write_encoder(tmp_path / "encoder.safetensors", 1)
     found = finetune(
         task="brats",
         workspace=brats.workspace,
         weights=tmp_path / "encoder.safetensors",
         out=tmp_path / "run",
-        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2, "lr": 1e-12}),
+        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2, "lr": 1e-12}, stem=stem),
     )
     assert found.transfer["share"] == 1.0
     assert "4 channels" in found.transfer["adapted"][0]
     first = next(v for k, v in read_weights(found.weights).tensors.items() if v.dim() == 5 and v.shape[1] == 4)
     of_one = next(v for v in encoder.state_dict().values() if v.dim() == 5)
-    assert torch.allclose(first, of_one.expand(-1, 4, -1, -1, -1) / 4, atol=1e-6)
+    assert torch.allclose(first, of_one.expand(-1, 4, -1, -1, -1) * share, atol=1e-6)
+
+
+def test_the_released_recipe_does_not_divide_the_first_convolution():
+    assert {finetune_settings(task, "released")[0].stem for task in TASKS} == {"repeat"}
+    assert finetune_settings("brats")[0].stem == "divide"
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -296,6 +321,12 @@ def test_what_lies_beyond_a_volume_is_what_the_network_sees_as_0(chain):
     outside = batch["mask"] == 255
     assert outside.any()
     assert (x.movedim(1, -1)[outside].abs() < 1e-6).all()
+
+
+def test_crops_are_padded_with_what_the_cache_says(lits):
+    assert volumes.source(lits.work(), lits.cache.patients(), "ram", _alone()).pad == -200
+    other = replace(lits.cache, manifest=lits.cache.manifest | {"pad": -7})
+    assert volumes.source(lits.work(cache=other), lits.cache.patients(), "ram", _alone()).pad == -7
 
 
 def test_a_validation_part_without_foreground_chooses_no_epoch(lits):
@@ -371,6 +402,18 @@ def test_only_the_largest_component_is_kept_if_asked(lits):
     assert (
         volumes.score_case(lits.work(), task, case).regions["liver"].predicted_ml <= both.regions["liver"].predicted_ml
     )
+
+
+def test_dice_in_the_box_is_of_the_prediction_that_is_scored(lits):
+    case = next(c for c in lits.cache.cases() if str(EMPTY) not in c)
+    start, _ = lits.cache.read_box(case, "volumes", "box").tolist()
+    mask = lits.cache.read_box(case, "volumes", "mask")
+    found = (mask > 0).astype(np.float32)[None]
+    found[0][tuple(start)] = 1  # a speck in the corner of the box, two voxels and more from the organ
+    task = task_of(lits)
+    with_speck = volumes._box_dice(lits.cache, case, task, found)
+    task.config = task.config.model_copy(update={"largest_component": True})
+    assert with_speck < volumes._box_dice(lits.cache, case, task, found) == 1
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(lits, tmp_path, monkeypatch):
