@@ -50,6 +50,7 @@ GROUPS = frozenset(
         "ratio",
         "width",
         "poolings",
+        "stem",
         "allow_overlap",
     )
 )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pcrl_cli.core.config import Settings
 
@@ -28,6 +28,14 @@ class Domain(Settings):
     """CT: hu_min, hu_max."""
     normalisation: str
     axis_order: str = "x y z, LPS"
+    channel_names: tuple[str, ...] = ()
+    """In their order, such as MR sequences; none where nobody wrote them down."""
+
+    def differences(self, now: "Domain") -> list[tuple[str, Any, Any]]:
+        """(what, here, there); names of channels differ only where both are known."""
+        a, b = self.model_dump(mode="json"), now.model_dump(mode="json")
+        unknown = {"channel_names"} if not (self.channel_names and now.channel_names) else set()
+        return [(key, a[key], b[key]) for key in a if a[key] != b[key] and key not in unknown]
 
 
 class Patients(Settings):

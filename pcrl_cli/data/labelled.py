@@ -8,7 +8,7 @@ set. Stored units are what a cache keeps as int16; `Preparation.to_unit` brings 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, Num, UInt8
@@ -84,9 +84,16 @@ class Preparation(BaseModel):
         return 1 / (Z_STORED if self.normalise == "zscore" else MR_STORED_MAX), 0.0
 
     @property
+    def of_images(self) -> dict[str, Any]:
+        """What decides the images' values and grid, for this modality; the margin only says where crops come from."""
+        own = ("hu_min", "hu_max") if self.modality == "ct" else ("normalise",)
+        return {name: getattr(self, name) for name in ("modality", "spacing_mm", *own)}
+
+    @property
     def pad(self) -> int:
         """The stored value beyond a scan's edge: what the network sees as 0."""
-        return round(self.hu_min) if self.modality == "ct" else 0
+        scale, offset = self.to_unit
+        return round(-offset / scale)
 
 
 def prepare_images(volumes: Volumes, how: Preparation, identify: bool = True) -> Imaged:

@@ -19,6 +19,7 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.plan import Prepared
 
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0
+MAX_EXTENT_MM, MAX_VOXELS = 3000.0, 2**31  # beyond any scanner's; voxels of 1 mm, which are what resampling makes
 DIRECTION_TOLERANCE = 1e-3  # headers hold float32 quaternions and cosines of four digits
 MR_STORED_MAX = 30_000  # stored integer that stands for 1.0
 
@@ -55,8 +56,8 @@ def check(volume: Volume) -> None:
     """Refuses scans that no later step can use.
 
     Raises:
-        DataError: fewer than 2 voxels along an axis, a spacing that no scanner has, axes that are not orthonormal, a
-            position or a voxel that is not a finite number.
+        DataError: fewer than 2 voxels along an axis, a spacing or an extent that no scanner has, axes that are not
+            orthonormal, a position or a voxel that is not a finite number.
     """
     where, shape = volume.source, volume.array.shape
     if min(shape) < 2:
@@ -67,6 +68,12 @@ def check(volume: Volume) -> None:
         raise DataError(
             f"{where} states a spacing of {_times(volume.spacing)} mm, outside {MIN_SPACING_MM} to "
             f"{MAX_SPACING_MM:g} mm: correct its header or leave it out."
+        )
+    extent = np.array(shape) * volume.spacing
+    if extent.max() > MAX_EXTENT_MM or float(np.prod(extent)) > MAX_VOXELS:
+        raise DataError(
+            f"{where} states an extent of {_times(extent)} mm, larger than any scan: correct the spacing in its header or "
+            "leave it out."
         )
     if not np.isfinite(volume.origin).all():
         raise DataError(f"{where} states an origin that is not finite: correct its header or leave it out.")

@@ -23,6 +23,8 @@ from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.networks.open_torch import Unsafe, check_archive
 
 Format = Literal["safetensors", "torch"]
+Stem = Literal["divide", "repeat"]
+"""Of a first convolution of one channel that is repeated over c: divided by c (recipe paper), or as it is (released)."""
 ENOUGH = 0.9
 """Share of the encoder's values that must have been loaded."""
 PREFIXES = ("net.encoder.", "network.encoder.", "encoder.", "")
@@ -62,6 +64,12 @@ class TransferReport:
     """Where the data differ from what the weights saw: reported, not refused."""
     share: float = 0.0
     """Share of the encoder's values that were loaded."""
+
+    @property
+    def random(self) -> list[str]:
+        """A sentence for every tensor that starts random; a batch norm's counter of batches is no loss."""
+        lacking = [f"{key}: not in the file" for key in self.missing if not key.endswith("num_batches_tracked")]
+        return [f"{what}; it starts random" for what in [*self.wrong_shape, *lacking]]
 
 
 def contract_metadata(contract: Contract) -> dict[str, str]:
@@ -174,11 +182,11 @@ def write_weights(path: Path, encoder: nn.Module | dict[str, Tensor], contract: 
     files.write_atomic(path, content)
 
 
-def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> TransferReport:
+def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain, stem: Stem = "divide") -> TransferReport:
     """Loads the tensors by name and reports on every key.
 
-    A first convolution of one channel is repeated over c channels and divided by c, so that equal channels give what
-    one gave.
+    A first convolution of one channel is repeated over c channels and, with stem=divide, divided by c, so that equal
+    channels give what one gave.
 
     Args:
         encoder: of the weights' architecture.
@@ -198,7 +206,7 @@ def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> Transf
         if key not in own:
             report.unexpected.append(key)
             continue
-        value = _inflate(key, value, own[key], report)
+        value = _inflate(key, value, own[key], stem, report)
         if value.shape != own[key].shape:
             report.wrong_shape.append(
                 f"{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the network"
@@ -218,15 +226,16 @@ def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain) -> Transf
     return report
 
 
-def _inflate(key: str, value: Tensor, own: Tensor, report: TransferReport) -> Tensor:
-    """The first convolution, (c_out, 1, k, k, k) -> (c_out, c, k, k, k), repeated and divided by c."""
+def _inflate(key: str, value: Tensor, own: Tensor, stem: Stem, report: TransferReport) -> Tensor:
+    """The first convolution, (c_out, 1, k, k, k) -> (c_out, c, k, k, k), repeated and divided by c or not."""
     if value.dim() < 4 or value.shape[1] != 1 or own.shape[1] == 1 or value.shape[2:] != own.shape[2:]:
         return value
     c = own.shape[1]
-    report.adapted.append(f"{key}: repeated over {c} channels and divided by {c}")
-    return value.expand(-1, c, *value.shape[2:]) / c
+    divided = stem == "divide"
+    how = f"divided by {c}" if divided else "not divided"
+    report.adapted.append(f"{key}: repeated over {c} channels and {how}")
+    return value.expand(-1, c, *value.shape[2:]) / (c if divided else 1)
 
 
 def _differences(saw: Domain, now: Domain) -> list[str]:
-    a, b = saw.model_dump(), now.model_dump()
-    return [f"{key}: the weights saw {json.dumps(a[key])}, now {json.dumps(b[key])}" for key in a if a[key] != b[key]]
+    return [f"{key}: the weights saw {json.dumps(a)}, now {json.dumps(b)}" for key, a, b in saw.differences(now)]

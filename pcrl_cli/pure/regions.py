@@ -76,6 +76,25 @@ def agreement(
     )
 
 
+def settled(
+    masks: Bool[np.ndarray, "r *s"], regions: Sequence[Sequence[int]], largest: bool
+) -> Bool[np.ndarray, "r *s"]:
+    """Predicted masks as they are written and scored: of each its largest part if asked, then inner regions in outer ones.
+
+    A region whose labels are all among another's lies in it by definition (ET in TC in WT), which masks that were
+    decided one by one need not respect.
+
+    regions: the labels that make up each.
+    """
+    each = np.stack([largest_component(mask) for mask in masks]) if largest else masks
+    nested = each.copy()
+    for outer, labels in zip(nested, regions, strict=True):
+        for inner, others in zip(each, regions, strict=True):
+            if set(others) < set(labels):
+                outer |= inner
+    return nested
+
+
 def largest_component(mask: Bool[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
     """The largest part that is connected over faces, edges or corners; of equal ones the first in array order."""
     from scipy.ndimage import generate_binary_structure, label

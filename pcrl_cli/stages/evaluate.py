@@ -13,6 +13,7 @@ from pcrl_cli.core.learner import Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.labelled import Preparation
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import Device, resolve_device
@@ -73,7 +74,8 @@ def evaluate(
 
     Raises:
         UsageError: an unknown option or metric.
-        ConfigError: the run saw patients of the part, which would be a leak.
+        ConfigError: the run saw patients of the part, which would be a leak; the cache's images are not prepared as
+            those that the run learned from.
     """
     listener, workspace, where = listener or Listener(), workspace or Workspace(), resolve_device(device)
     if run is None and task is None:
@@ -90,6 +92,7 @@ def evaluate(
     external = opened.path.resolve() != own
     same = training.manifest_digest(opened) == opened_run.record["cache_fingerprint"]
     contract = read_weights(opened_run.weights_path()).contract
+    require_alike(opened_run, contract, opened)
     notes = _leaks(contract, opened, split, settings, external and not same) + _differences(contract, opened)
     notes += unfinished(folder) + _few(opened, split)
     if not external and not same:
@@ -198,10 +201,42 @@ def _own_cache(run: Run, needed: bool) -> Path:
 
 def _differences(contract: Contract, cache: Cache) -> list[str]:
     """Where the cache's images differ from what the run was trained on."""
-    saw, now = contract.domain.model_dump(), training.domain_of(cache).model_dump()
-    return [
-        f"{key}: the run was trained on {saw[key]}, {cache.path} has {now[key]}" for key in saw if saw[key] != now[key]
-    ]
+    found = contract.domain.differences(training.domain_of(cache))
+    return [f"{key}: the run was trained on {saw}, {cache.path} has {now}" for key, saw, now in found]
+
+
+def require_alike(run: Run, contract: Contract, cache: Cache) -> None:
+    """Refuses images that mean something else to the network than those that it learned from.
+
+    Raises:
+        ConfigError: another number of channels, other channels or another order of them; scans with masks of another
+            spacing, window or normalisation.
+    """
+    there, saw = cache.manifest["channels"], contract.domain.channels
+    if there != saw:
+        raise ConfigError(
+            f"{cache.path} holds images of {there} channels, and the run was trained on {saw}; give a cache of {saw}"
+        )
+    learned, found = run.record.get("prepared", {}), training.prepared_of(cache)
+    saw_names, names = learned.get("channel_names"), found.get("channel_names")
+    if saw_names and saw_names != names:
+        raise ConfigError(
+            f"the channels of {cache.path} are {', '.join(names or ['not named'])}, and the run was trained on "
+            f"{', '.join(saw_names)}; prepare a cache of these"
+        )
+    if "volumes" in cache.groups and "prepare" in learned.get("settings", {}):
+        _require_prepared_alike(learned["settings"]["prepare"], found["settings"]["prepare"], cache)
+
+
+def _require_prepared_alike(learned: Mapping[str, Any], found: Mapping[str, Any], cache: Cache) -> None:
+    saw, now = (Preparation.model_validate(values).of_images for values in (learned, found))
+    keys = sorted(key for key in saw.keys() | now.keys() if saw.get(key) != now.get(key))
+    if keys:
+        said = ", ".join(f"prepare.{key} {now.get(key)} instead of {saw.get(key)}" for key in keys)
+        raise ConfigError(
+            f"{cache.path} was prepared otherwise than what the run was trained on ({said}); prepare the scans again with "
+            "the run's settings"
+        )
 
 
 def _leaks(contract: Contract, cache: Cache, split: SplitName, settings: FinetuneSettings, external: bool) -> list[str]:

@@ -21,7 +21,7 @@ from pcrl_cli.data.cache import Cache
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
-from pcrl_cli.networks.transfer import Weights, load_encoder
+from pcrl_cli.networks.transfer import Stem, Weights, load_encoder
 from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.report import finetune_report
 from pcrl_cli.stages.results import Plan, Result
@@ -50,6 +50,9 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
     poolings: int | None = Field(None, ge=1, description="from the weights; without weights 5")
     weights: str | None = Field(None, description="run or file to start from; none: from scratch")
     init: str | None = Field(None, description="imagenet=FILE: a local torchvision state dict to start from, 2D")
+    stem: Stem = Field(
+        "divide", description="a first convolution of one channel over c: divided by c, or only repeated"
+    )
     allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
 
 
@@ -201,9 +204,9 @@ def _train(
     workflow, work = workflow_of(module), Work(module, settings, cache, device, listener, world=world)
     architecture = architecture_of(settings, weights, module.DIM)
     task = build_task(settings, architecture, training.stored(cache))
-    report = load_encoder(task.encoder, weights, training.domain_of(cache)) if weights else None
-    for line in report.differences if report else []:
-        listener.say(f"transfer: {line}")
+    report = load_encoder(task.encoder, weights, training.domain_of(cache), settings.stem) if weights else None
+    if report:
+        training.note_transfer(report, listener)
     labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
     counts = workflow.counts(work, labelled)
     source = workflow.source(work, labelled, cache_on, world)

@@ -26,7 +26,7 @@ from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import Device, resolve_device
 from pcrl_cli.pure.crops import to_int16
-from pcrl_cli.pure.volumes import label_map, to_native
+from pcrl_cli.pure.volumes import label_map
 from pcrl_cli.readers.brats import find_sequences
 from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.tables import safe_name
@@ -35,7 +35,7 @@ from pcrl_cli.stages.evaluate import settings_of
 from pcrl_cli.stages.finetune import FinetuneSettings, build_task
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.weights import unfinished
-from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config
+from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config, native_regions
 from pcrl_cli.tasks import TASKS
 
 SCHEMA = "pcrl.predictions/1"
@@ -109,12 +109,7 @@ class Predictor:
     def _regions(self, stored: np.ndarray, grid: Grid, native: Grid) -> np.ndarray:
         with tf32(False):  # the same numbers on every card
             found = self.task.infer(torch.from_numpy(stored), self.config, self.autocast)  # type: ignore[operator]
-        regions = to_native(found.float().numpy(), grid, native, self.config.threshold)
-        if self.config.largest_component:
-            from pcrl_cli.pure.regions import largest_component
-
-            regions = np.stack([largest_component(region) for region in regions])
-        return regions
+        return native_regions(found.float().numpy(), grid, native, self.config, self.module.REGIONS)
 
 
 def predict(
@@ -140,7 +135,7 @@ def predict(
             with CASE_flair.nii.gz and so on.
         modalities: one more case, its files by sequence.
         layers: `learner.*` settings of inference: window, windows, overlap, tta, threshold, largest_component.
-        overwrite: predict again what is there.
+        overwrite: predict again what is there; masks of another run or of other settings are deleted.
 
     Raises:
         UsageError: nothing to do, or two inputs of one name.
@@ -210,6 +205,8 @@ def _one(predictor: Predictor, case: New, book: "Book", notes: list[str]) -> str
         if isinstance(error.__cause__, OSError):  # this input's permission or disk; others may be read
             return str(error)
         raise
+    except MemoryError as error:
+        raise MachineError(f"not enough memory for {case.given}; free some, or leave it out") from error
     notes += remarks
     place = Grid(mask.shape, grid.spacing, grid.origin, grid.direction)
     book.write(case, mask, place, sizes, time.perf_counter() - began)
@@ -262,9 +259,11 @@ def _config(settings: FinetuneSettings, layers: Sequence[Layer]) -> Any:
 
 def _facts(run: Run, predictor: Predictor) -> dict[str, Any]:
     """What decides a mask besides the scan."""
-    weights = run.weights_path()
-    inference = {name: getattr(predictor.config, name) for name in OF_INFERENCE}
-    return {"weights": files.sha256_file(weights), "inference": predictor.config.model_dump(mode="json") | inference}
+    return {
+        "weights": files.sha256_file(run.weights_path()),
+        "inference": predictor.config.model_dump(mode="json"),
+        "autocast": predictor.autocast and predictor.device.type == "cuda",  # as `Segmentation.infer` takes it
+    }
 
 
 def _doubts(case: New, imaged: Imaged, how: Preparation) -> list[str]:
@@ -381,6 +380,11 @@ class Book:
         if record["facts"] == facts:
             return cls(out, facts, record["cases"])
         if overwrite:
+            with files.blame_machine(out):
+                for row in record["cases"].values():  # of another network: nobody may take them for this one's
+                    (out / Path(row["file"]).name).unlink(missing_ok=True)
+                for name in (TABLE, RECORD):
+                    (out / name).unlink(missing_ok=True)
             return cls(out, facts, {})
         raise ConfigError(
             f"{out} holds predictions of another run or with other settings; choose another --out, or --overwrite"

@@ -207,6 +207,8 @@ def _train(
     patients = training_patients(cache, settings.set_aside)
     learner = build_learner(settings, cache)
     transfer = _load(learner, start, cache) if start else None
+    if transfer:
+        training.note_transfer(transfer, listener)
     loader = source(settings, cache, patients, device, cache_on, world)
     training.try_views(learner, loader)
     validate = _probing(settings, learner, cache, device, loader)

@@ -25,7 +25,7 @@ from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.engine.trainer import Outcome
-from pcrl_cli.networks.transfer import contract_metadata
+from pcrl_cli.networks.transfer import TransferReport, contract_metadata
 from pcrl_cli.stages.results import Plan, Result
 
 AnyResult = TypeVar("AnyResult", bound=Result)
@@ -102,7 +102,8 @@ def domain_of(cache: Cache) -> Domain:
     m = cache.manifest
     keys = ("channels", "modality", "intensity", "normalisation")
     order = {"axis_order": "rows, columns"} if m["dim"] == 2 else {}
-    return Domain(spacing_mm=m.get("spacing_mm"), **{key: m[key] for key in keys}, **order)
+    names = tuple(m.get("channel_names", ()))
+    return Domain(spacing_mm=m.get("spacing_mm"), channel_names=names, **{key: m[key] for key in keys}, **order)
 
 
 def stored(cache: Cache) -> Stored:
@@ -116,6 +117,14 @@ def prepared_of(cache: Cache) -> dict[str, Any]:
     """How the images were prepared, for a run's record: new ones are prepared alike, wherever the cache is then."""
     keys = ("dim", "channels", "channel_names", "classes", "settings")
     return {key: cache.manifest[key] for key in keys if key in cache.manifest}
+
+
+def note_transfer(report: TransferReport, listener: Listener) -> None:
+    """Says how the images differ from what the weights saw, and warns of what the weights could not fill."""
+    for line in [*report.adapted, *report.differences]:
+        listener.say(f"transfer: {line}")
+    for line in report.random:
+        listener.warn(f"transfer: {line}")
 
 
 def note_partial(cache: Cache, listener: Listener) -> None:

@@ -127,6 +127,8 @@ def test_resample_does_not_write_into_its_input():
         ({"spacing": np.array([1.0, np.nan, 1.0])}, "spacing"),
         ({"spacing": np.array([1.0, 51.0, 1.0])}, "spacing"),
         ({"spacing": np.array([0.009, 1.0, 1.0])}, "spacing"),
+        ({"array": np.zeros((2, 2, 61), np.int16), "spacing": np.array([1.0, 1.0, 50.0])}, "extent of 2 x 2 x 3050 mm"),
+        ({"array": np.zeros((50, 50, 50), np.int16), "spacing": np.full(3, 26.0)}, "extent of 1300 x 1300 x 1300 mm"),
         ({"origin": np.array([0.0, np.inf, 0.0])}, "origin"),
         ({"direction": np.diag([1.0, 1.0, 0.0])}, "orthonormal"),
         ({"direction": np.array([[1.0, 0.1, 0], [0, 1, 0], [0, 0, 1]])}, "orthonormal"),

@@ -135,10 +135,39 @@ def test_a_stem_of_one_channel_gives_four_equal_channels_the_same_features():
     assert torch.allclose(target(x().expand(-1, 4, -1, -1, -1))[-1], source(x())[-1], atol=1e-5)
 
 
+def test_a_stem_may_be_repeated_without_being_divided_and_the_report_says_so():
+    source, target = encoder(0), encoder(1, channels=4)
+    report = load_encoder(target, weights(source.state_dict()), DOMAIN, "repeat")
+    assert report.adapted == ["levels.0.0.0.weight: repeated over 4 channels and not divided"]
+    name = "levels.0.0.0.weight"
+    assert torch.equal(target.state_dict()[name], source.state_dict()[name].expand(-1, 4, -1, -1, -1))
+
+
+def test_tensors_that_start_random_are_named_but_for_counters():
+    tensors = encoder(0, channels=2).state_dict()
+    tensors.pop("levels.0.1.0.bias")
+    tensors.pop("levels.0.1.1.num_batches_tracked")
+    report = load_encoder(encoder(1, channels=4), weights(tensors), DOMAIN)
+    assert report.random == [
+        "levels.0.0.0.weight: (2, 2, 3, 3, 3) in the file, (2, 4, 3, 3, 3) in the network; it starts random",
+        "levels.0.1.0.bias: not in the file; it starts random",
+    ]
+
+
 def test_every_difference_of_the_data_is_named():
     now = Domain(channels=1, modality="mr", spacing_mm=2.0, intensity={}, normalisation="z")
     report = load_encoder(encoder(1), weights(encoder(0).state_dict()), now)
     assert [line.split(":")[0] for line in report.differences] == ["modality", "spacing_mm", "intensity"]
+
+
+def test_other_channels_are_a_difference_where_both_have_names():
+    now = DOMAIN.model_copy(update={"channel_names": ("t1", "t2")})
+    saw = DOMAIN.model_copy(update={"channel_names": ("flair", "t1ce")})
+    named = Weights(Path("made"), encoder(0).state_dict(), contract().model_copy(update={"domain": saw}))
+    assert load_encoder(encoder(1), named, now).differences == [
+        'channel_names: the weights saw ["flair", "t1ce"], now ["t1", "t2"]'
+    ]
+    assert load_encoder(encoder(1), weights(encoder(0).state_dict()), now).differences == []
 
 
 class Bomb:

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcrl_cli.pure.regions import agreement, dice, largest_component, masks_of
+from pcrl_cli.pure.regions import agreement, dice, largest_component, masks_of, settled
 
 SPACING = np.array([0.8, 1.0, 2.0])
 
@@ -79,6 +79,15 @@ def test_only_the_largest_component_is_kept():
     assert kept.sum() == 28
     assert not kept[8, 8, 8]
     assert not largest_component(np.zeros((3, 3, 3), dtype=bool)).any()
+
+
+def test_inner_regions_lie_in_outer_ones_after_the_largest_part_is_chosen():
+    wt, tc, et = np.zeros((3, 9), dtype=bool)
+    wt[1:4], tc[3:5], et[4:6], et[8] = True, True, True, True
+    found = settled(np.stack([wt, tc, et]), [(1, 2, 3, 4), (1, 3, 4), (4,)], largest=True)
+    assert [np.flatnonzero(mask).tolist() for mask in found] == [[1, 2, 3, 4, 5], [3, 4, 5], [4, 5]]
+    assert np.flatnonzero(settled(et[None], [(4,)], largest=False)[0]).tolist() == [4, 5, 8]
+    assert np.flatnonzero(wt).tolist() == [1, 2, 3]
 
 
 def test_regions_overlap_by_the_labels_they_share():

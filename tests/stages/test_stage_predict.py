@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from pcrl_cli.cli.app import app
 from pcrl_cli.core.errors import ConfigError, DataError, MachineError, UsageError
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.volume import Volume, index_to_world
+from pcrl_cli.engine.run import Run
 from pcrl_cli.phantoms.paint import turned
 from pcrl_cli.readers.volume_io import read_volume, write_mask, write_mhd, write_nifti
 from pcrl_cli.stages import predict as stage
-from pcrl_cli.stages.evaluate import evaluate
+from pcrl_cli.stages.evaluate import evaluate, settings_of
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.predict import predict, require
 from pcrl_cli.stages.prep import prep
+from pcrl_cli.tasks import brats, lits
 from pcrl_cli.tasks.base import Segmentation
 
 SHAPE, SPACING = (22, 18, 12), (1.0, 1.0, 2.0)  # every voxel is one of the 1 mm grid too
@@ -183,17 +186,17 @@ def _places(mask: Volume) -> np.ndarray:
 def _middle(run: Path, path: Path) -> float:
     """A threshold that about half of the voxels exceed."""
     seen = []
-    real = stage.to_native
+    real = stage.native_regions
 
     def spy(probability, *rest):
         seen.append(float(np.median(probability)))
         return real(probability, *rest)
 
-    stage.to_native = spy
+    stage.native_regions = spy
     try:
         predict(run, [path], path.parent / "middle", device="cpu")
     finally:
-        stage.to_native = real
+        stage.native_regions = real
     return seen[0]
 
 
@@ -292,6 +295,53 @@ def test_masks_of_other_settings_or_weights_are_not_mixed(lits_run, brats_run, t
     assert done.made == ["a"]
 
 
+def test_a_folder_that_is_taken_over_keeps_no_mask_of_the_run_before(lits_run, tmp_path, bright):
+    inputs, out = [scan(tmp_path / f"{name}.nii.gz", seed=k) for k, name in enumerate("ab")], tmp_path / "out"
+    predict(lits_run, inputs, out, device="cpu")
+    (out / "mine.txt").write_text("kept", encoding="utf-8")
+    other = [("flags", {"learner": {"threshold": 0.7}})]
+    predict(lits_run, inputs[:1], out, device="cpu", layers=other, overwrite=True)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "a_pred.nii.gz", "mine.txt", "predictions.csv", "predictions.json",
+    ]  # fmt: skip
+
+
+def test_a_window_that_was_set_is_the_same_setting_when_the_command_runs_again(lits_run, tmp_path, bright):
+    path, layers = scan(tmp_path / "a.nii.gz"), [("--set", {"learner": {"window": [16, 16, 8]}})]
+    predict(lits_run, [path], tmp_path / "out", device="cpu", layers=layers)
+    assert predict(lits_run, [path], tmp_path / "out", device="cpu", layers=layers).skipped == ["a"]
+
+
+def test_the_record_says_whether_half_precision_decided_the_masks(lits_run):
+    opened = Run.load(lits_run)
+    settings = settings_of(opened, lits_run, None)
+    made = stage.load(opened, settings, lits, (), torch.device("cpu"), autocast=True)
+    assert stage._facts(opened, made)["autocast"] is False
+    assert stage._facts(opened, replace(made, device=torch.device("cuda")))["autocast"] is True
+    assert stage._facts(opened, replace(made, device=torch.device("cuda"), autocast=False))["autocast"] is False
+
+
+def test_regions_that_a_network_does_not_nest_are_written_as_they_are_scored(brats_run, tmp_path, monkeypatch):
+    """ET where TC is not, and TC where WT is not."""
+
+    def infer(self, image, config=None, autocast=True):
+        x = self.input(image)[0]
+        return torch.stack([(x > 1).float(), (x < -0.4).float(), ((x > -0.3) & (x < -0.1)).float()])
+
+    monkeypatch.setattr(Segmentation, "infer", infer)
+    raw, root = brats_run.parents[1] / "raw", brats_run.parents[1]
+    found = evaluate(brats_run, root / "cache/brats", split="all", device="cpu")
+    done = predict(brats_run, sorted((raw / "HGG").iterdir()), tmp_path / "out", device="cpu")
+    for row in csv.DictReader(found.predictions.read_text("utf-8").splitlines()):
+        mask = np.asarray(nibabel.load(done.files[row["case"]]).dataobj)
+        truth = np.asarray(nibabel.load(next((raw / "HGG" / row["case"]).glob("*_seg.nii.gz"))).dataobj)
+        for name, labels in brats.REGIONS.items():
+            a, b = np.isin(mask, labels), np.isin(truth, labels)
+            assert float(row[f"dice_{name}"]) == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-5)
+            assert float(row[f"predicted_ml_{name}"]) == pytest.approx(done.volumes[row["case"]][name], abs=1e-5)
+            assert float(row[f"predicted_ml_{name}"]) > 0
+
+
 def test_brats_regions_become_its_label_map(brats_run, tmp_path, bright):
     folder = write_head(tmp_path / "case7", "x", direction=AXES[29])
     done = predict(brats_run, [folder], tmp_path / "out", device="cpu")
@@ -381,6 +431,16 @@ def test_want_of_memory_ends_the_command(lits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(Segmentation, "infer", infer)
     with pytest.raises(MachineError, match="not enough memory"):
         predict(lits_run, [scan(tmp_path / "a.nii.gz")], tmp_path / "out", device="cpu")
+
+
+def test_want_of_memory_names_the_input(lits_run, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(stage, "prepare_images", full)
+    with pytest.raises(MachineError, match=r"not enough memory for .*a\.nii\.gz; ") as caught:
+        predict(lits_run, [scan(tmp_path / "a.nii.gz")], tmp_path / "out", device="cpu")
+    assert caught.value.exit_code == 6
 
 
 def test_the_record_says_what_was_read(lits_run, tmp_path, bright):

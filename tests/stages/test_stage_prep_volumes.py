@@ -121,6 +121,16 @@ def test_a_subset_of_sequences_is_prepared_and_said(mr, tmp_path):
         prep("brats", data=mr, out=done.cache, jobs=1)
 
 
+def test_the_order_in_which_sequences_are_named_changes_no_setting():
+    def modalities(*names):
+        return prep_settings("brats", layers=[("test", {"modalities": list(names)})])[0].modalities
+
+    assert modalities("T1CE", "flair") == modalities("flair", "t1ce") == ("flair", "t1ce")
+    assert modalities("t2", "t1ce", "flair", "t1") is None is prep_settings("brats")[0].modalities
+    with pytest.raises(ConfigError, match="there is no modality 'pet'"):
+        modalities("flair", "pet")
+
+
 def test_of_several_caches_of_volumes_a_task_takes_its_own_and_no_other(ct, mr, tmp_path):
     workspace = Workspace(tmp_path)
     for name, raw in (("lits", ct), ("brats", mr)):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,12 @@ from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.volume import Volume
-from pcrl_cli.engine.run import read_metrics
+from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.networks.transfer import read_weights, write_weights
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.pure.regions import Agreement, masks_of
 from pcrl_cli.readers.volume_io import write_mask, write_nifti
-from pcrl_cli.stages.evaluate import EvaluateResult, evaluate
+from pcrl_cli.stages.evaluate import EvaluateResult, evaluate, require_alike
 from pcrl_cli.stages.finetune import FinetuneResult, finetune, finetune_settings
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.workflows import Work, volumes
@@ -95,7 +96,7 @@ class Chain:
         values = {"out": None, "listener": Heard()} | more
         module = find("task", self.task, TASKS)
         found = finetune_settings(self.task, None, layers())[0]
-        return Work(module, found, self.cache, torch.device("cpu"), **values)
+        return Work(module, found, values.pop("cache", self.cache), torch.device("cpu"), **values)
 
 
 @cache
@@ -220,25 +221,74 @@ def test_settings_of_inference_can_be_others_than_the_runs_and_no_other_settings
         again(overlap=2)
 
 
-def test_a_pre_trained_encoder_of_one_channel_starts_a_task_of_four(brats, tmp_path):
+def test_images_that_mean_something_else_to_the_network_are_not_scored(lits, brats, tmp_path):
+    def prepared(chain, **values):
+        return prep(chain.task, workspace=chain.workspace, out=tmp_path / "c", layers=settings(**values), jobs=1).cache
+
+    with pytest.raises(ConfigError, match=r"images of 2 channels, and the run was trained on 4"):
+        evaluate(brats.tuned.run, prepared(brats, modalities=["t1", "t2"]), workspace=brats.workspace)
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"\(prepare.hu_max 100.0 instead of 200.0\)"):
+        evaluate(lits.tuned.run, prepared(lits, prepare={"hu_max": 100}), workspace=lits.workspace, split="all")
+
+
+def test_channels_of_other_names_are_refused_and_a_margin_is_no_matter(lits, brats):
+    run, contract = Run.load(brats.tuned.run), read_weights(brats.tuned.weights).contract
+    assert contract.domain.channel_names == ("flair", "t1", "t1ce", "t2")
+    require_alike(run, contract, brats.cache)
+    turned = brats.cache.manifest | {"channel_names": ["t1", "flair", "t1ce", "t2"]}
+    with pytest.raises(ConfigError, match="are t1, flair, t1ce, t2, and the run was trained on flair, t1, t1ce, t2"):
+        require_alike(run, contract, replace(brats.cache, manifest=turned))
+    run, contract = Run.load(lits.tuned.run), read_weights(lits.tuned.weights).contract
+    other = json.loads(json.dumps(lits.cache.manifest))
+    other["settings"]["prepare"] |= {"margin": 7, "normalise": "minmax"}  # of MR
+    require_alike(run, contract, replace(lits.cache, manifest=other))
+
+
+def write_encoder(path: Path, channels: int) -> UNet3dEncoder:
     torch.manual_seed(0)
-    encoder = UNet3dEncoder(1, 2, 2)
-    domain = Domain(channels=1, modality="ct", spacing_mm=1.0, intensity={}, normalisation="z")
+    encoder = UNet3dEncoder(channels, 2, 2)
+    domain = Domain(channels=channels, modality="ct", spacing_mm=1.0, intensity={}, normalisation="z")
     small = Architecture(dim=3, encoder="unet3d", width=2, poolings=2)
     known = Contract(architecture=small, domain=domain, patients=Patients.of(["somebody"], "salt"))
-    write_weights(tmp_path / "encoder.safetensors", encoder, known, "safetensors")
+    write_weights(path, encoder, known, "safetensors")
+    return encoder
+
+
+def test_an_encoder_whose_first_convolution_does_not_fit_is_warned_of(brats, tmp_path):
+    write_encoder(tmp_path / "two.safetensors", 2)
+    heard = Heard()
+    finetune(
+        task="brats",
+        workspace=brats.workspace,
+        weights=tmp_path / "two.safetensors",
+        out=tmp_path / "run",
+        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2}),
+        listener=heard,
+    )
+    assert any("levels.0.0.0.weight" in text and "starts random" in text for text in heard.warnings)
+
+
+@pytest.mark.parametrize(("stem", "share"), [("divide", 1 / 4), ("repeat", 1)])
+def test_a_pre_trained_encoder_of_one_channel_starts_a_task_of_four(brats, tmp_path, stem, share):
+    encoder = write_encoder(tmp_path / "encoder.safetensors", 1)
     found = finetune(
         task="brats",
         workspace=brats.workspace,
         weights=tmp_path / "encoder.safetensors",
         out=tmp_path / "run",
-        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2, "lr": 1e-12}),
+        layers=settings(learner={"crop": [16, 16, 16]}, train={"steps": 1, "batch": 2, "lr": 1e-12}, stem=stem),
     )
     assert found.transfer["share"] == 1.0
     assert "4 channels" in found.transfer["adapted"][0]
     first = next(v for k, v in read_weights(found.weights).tensors.items() if v.dim() == 5 and v.shape[1] == 4)
     of_one = next(v for v in encoder.state_dict().values() if v.dim() == 5)
-    assert torch.allclose(first, of_one.expand(-1, 4, -1, -1, -1) / 4, atol=1e-6)
+    assert torch.allclose(first, of_one.expand(-1, 4, -1, -1, -1) * share, atol=1e-6)
+
+
+def test_the_released_recipe_does_not_divide_the_first_convolution():
+    assert {finetune_settings(task, "released")[0].stem for task in TASKS} == {"repeat"}
+    assert finetune_settings("brats")[0].stem == "divide"
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -271,6 +321,12 @@ def test_what_lies_beyond_a_volume_is_what_the_network_sees_as_0(chain):
     outside = batch["mask"] == 255
     assert outside.any()
     assert (x.movedim(1, -1)[outside].abs() < 1e-6).all()
+
+
+def test_crops_are_padded_with_what_the_cache_says(lits):
+    assert volumes.source(lits.work(), lits.cache.patients(), "ram", _alone()).pad == -200
+    other = replace(lits.cache, manifest=lits.cache.manifest | {"pad": -7})
+    assert volumes.source(lits.work(cache=other), lits.cache.patients(), "ram", _alone()).pad == -7
 
 
 def test_a_validation_part_without_foreground_chooses_no_epoch(lits):
@@ -348,6 +404,18 @@ def test_only_the_largest_component_is_kept_if_asked(lits):
     )
 
 
+def test_dice_in_the_box_is_of_the_prediction_that_is_scored(lits):
+    case = next(c for c in lits.cache.cases() if str(EMPTY) not in c)
+    start, _ = lits.cache.read_box(case, "volumes", "box").tolist()
+    mask = lits.cache.read_box(case, "volumes", "mask")
+    found = (mask > 0).astype(np.float32)[None]
+    found[0][tuple(start)] = 1  # a speck in the corner of the box, two voxels and more from the organ
+    task = task_of(lits)
+    with_speck = volumes._box_dice(lits.cache, case, task, found)
+    task.config = task.config.model_copy(update={"largest_component": True})
+    assert with_speck < volumes._box_dice(lits.cache, case, task, found) == 1
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_was(lits, tmp_path, monkeypatch):
     work, task, done = lits.work(out=tmp_path), task_of(lits), []
     plain = volumes.score_case
@@ -372,6 +440,20 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(lits, tmp_path, monkeypa
     assert not notes.exists()
     whole = volumes.score(lits.work(), task, "all", {})
     assert (found.csv, found.metrics) == (whole.csv, whole.metrics)
+
+
+def test_a_case_whose_overlay_is_gone_is_scored_again(lits, tmp_path, monkeypatch):
+    work, task, plain = lits.work(out=tmp_path), task_of(lits), volumes.score_case
+    first, second = lits.cache.cases()[:2]
+    notebook = volumes._Notebook(work, task)
+    for case in (first, second):
+        notebook.add(volumes.score_case(work, task, case))
+    (tmp_path / "overlays" / f"{first}.png").unlink()
+    again = []
+    monkeypatch.setattr(volumes, "score_case", lambda w, t, case: again.append(case) or plain(w, t, case))
+    volumes.score(work, task, "all", {})
+    assert first in again
+    assert second not in again
 
 
 def test_what_another_network_had_scored_is_not_taken_over(lits, tmp_path):

@@ -37,11 +37,19 @@ class VolumeSettings(PrepSettings):
     @model_validator(mode="before")
     @classmethod
     def _modality(cls, values: Any) -> Any:
-        """What is not said is the data set's own."""
+        """What is not said is the data set's own; sequences are in the order in which they are read, all of them unsaid.
+
+        Raises:
+            ConfigError: the data set has no such sequence, or one is named twice.
+        """
         if isinstance(values, dict) and values.get("reader") in READERS:
-            own = {"modality": find("data set", values["reader"], READERS).MODALITY}
+            reader = find("data set", values["reader"], READERS)
+            own = {"modality": reader.MODALITY}
             prepare = values.get("prepare", {})
             values = values | {"prepare": own | dict(prepare)} if isinstance(prepare, Mapping) else values
+            if values.get("modalities") is not None and hasattr(reader, "chosen"):  # one spelling of what is one cache
+                named = tuple(reader.chosen(values["modalities"]))
+                values = values | {"modalities": None if named == reader.chosen(None) else named}
         return values
 
 

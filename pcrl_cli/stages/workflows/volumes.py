@@ -26,7 +26,7 @@ from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.crops import VolumeCrops
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.metrics import bootstrap_mean
-from pcrl_cli.pure.regions import Agreement, agreement, dice, largest_component, masks_of
+from pcrl_cli.pure.regions import Agreement, agreement, dice, masks_of, settled
 from pcrl_cli.pure.volumes import to_native
 from pcrl_cli.report import overlays
 from pcrl_cli.report.html import Block, Paragraph, Picture, Section
@@ -75,7 +75,6 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> VolumeCrops:
     config, train = work.settings.learner, work.settings.train
-    scale, offset = work.cache.manifest["to_unit"]
     return VolumeCrops(
         work.cache,
         work.cache.cases(patients=patients),
@@ -84,7 +83,7 @@ def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World)
         train.seed,
         work.device,
         cache_on,
-        pad=round(-offset / scale),  # what the network sees as 0
+        pad=work.cache.manifest["pad"],
         foreground=config.foreground,
         crops=config.crops,
         rank=world.rank,
@@ -218,7 +217,7 @@ def _all_cases(work: Work, task: Segmentation, cases: Sequence[str]) -> Iterator
     work.listener.begin("scoring whole volumes", len(cases), "scans")
     for done, case in enumerate(cases, start=1):
         found = known.get(case)
-        if found is None:
+        if found is None or (work.out is not None and not _overlay_path(work.out, case).is_file()):
             found = score_case(work, task, case)
             known.add(found)
         yield found
@@ -235,10 +234,8 @@ def score_case(work: Work, task: Segmentation, case: str) -> CaseScores:
     probability = task.infer(torch.from_numpy(image)).numpy()
     box_dice = _box_dice(cache, case, task, probability)
     grid, native = (Grid.of_row(cache.read_box(case, GROUP, name)) for name in ("grid", "native"))
-    predicted = to_native(probability, grid, native, config.threshold)
+    predicted = native_regions(probability, grid, native, config, task.regions)
     del probability
-    if config.largest_component:
-        predicted = np.stack([largest_component(mask) for mask in predicted])
     truth = masks_of(cache.read_box(case, GROUP, "native_mask"), task.regions)
     found = {
         name: agreement(t, p, native.spacing, config.tolerance_mm)
@@ -251,13 +248,26 @@ def score_case(work: Work, task: Segmentation, case: str) -> CaseScores:
     return result
 
 
+def native_regions(
+    probability: Float32[np.ndarray, "r x y z"],
+    grid: Grid,
+    native: Grid,
+    config: SegmentationConfig,
+    regions: Mapping[str, Sequence[int]],
+) -> Bool[np.ndarray, "r i j k"]:
+    """Probabilities on the working grid -> the regions on the scan's own, as `evaluate` scores and `predict` writes them."""
+    found = to_native(probability, grid, native, config.threshold)
+    return settled(found, list(regions.values()), config.largest_component)
+
+
 def _box_dice(cache: Cache, case: str, task: Segmentation, probability: Float32[np.ndarray, "r x y z"]) -> float:
-    """Mean over regions inside the box that training crops come from, on the working grid."""
+    """Mean over regions inside the box that training crops come from, of the same prediction on the working grid."""
     start, size = cache.read_box(case, GROUP, "box").tolist()
     mask = cache.read_box(case, GROUP, "mask", start, size)
-    part = probability[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))]
-    pairs = zip(masks_of(mask, task.regions), part, strict=True)
-    return float(np.mean([dice(t, p > task.config.threshold) for t, p in pairs]))
+    found = probability > task.config.threshold
+    whole = settled(found, list(task.regions.values()), task.config.largest_component)
+    part = whole[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))]
+    return float(np.mean([dice(t, p) for t, p in zip(masks_of(mask, task.regions), part, strict=True)]))
 
 
 class _Notebook:
