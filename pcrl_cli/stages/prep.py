@@ -95,7 +95,8 @@ def prep(
     Args:
         name: of a reader, see `readers.READERS`.
         data, out: default to the workspace's data/NAME and cache/NAME.
-        limit: only the first so many scans, or images; a finished shard that holds more is kept as it is. shard: (i, n), this process's share, i from 1.
+        limit: only the first so many scans, or images; a finished shard that holds more is kept as it is.
+        shard: (i, n), this process's share, i from 1.
         options: of the reader: `patients`, a CSV that groups scans by patient; `candidates`, a CSV in place of
             candidates_V2.csv; `labels`, a CSV of a folder of radiographs; see its OPTIONS.
 
