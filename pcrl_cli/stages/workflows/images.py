@@ -48,7 +48,7 @@ class Predictions:
 
 def metric_names(work: Work) -> tuple[str, ...]:
     """Those of which more is better."""
-    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "pointing")
+    return ("auroc", *map(metric_name, work.learned or work.cache.manifest["classes"]), "pointing")
 
 
 # ---------------------------------------------------------------------------------------------------- training
