@@ -374,11 +374,22 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(lits, tmp_path, monkeypa
     assert (found.csv, found.metrics) == (whole.csv, whole.metrics)
 
 
+def test_a_finished_case_whose_overlay_was_removed_is_scored_again(lits, tmp_path):
+    work, task, case = lits.work(out=tmp_path), task_of(lits), lits.cache.cases()[0]
+    volumes._Notebook(work, task).add(volumes.score_case(work, task, case))
+    overlay = tmp_path / "overlays" / f"{case}.png"
+    assert volumes._Notebook(work, task).get(case) is not None
+    overlay.unlink()
+    scored = list(volumes._all_cases(work, task, [case]))
+    assert overlay.exists()
+    assert volumes._sections(work, scored, list(task.regions))
+
+
 def test_what_another_network_had_scored_is_not_taken_over(lits, tmp_path):
     case = lits.cache.cases()[0]
     one, other = task_of(lits), task_of(lits, Bright(at=0.6))
     notebook = volumes._Notebook(lits.work(out=tmp_path), one)
-    notebook.add(volumes.score_case(lits.work(), one, case))
+    notebook.add(volumes.score_case(lits.work(out=tmp_path), one, case))
     assert volumes._Notebook(lits.work(out=tmp_path), one).get(case) is not None
     assert volumes._Notebook(lits.work(out=tmp_path), other).get(case) is None
     one.config = one.config.model_copy(update={"threshold": 0.4})

@@ -264,13 +264,16 @@ class _Notebook:
     """What an evaluation has finished, one JSON line a case; removed at its end. Without a folder nothing is kept."""
 
     def __init__(self, work: Work, task: Segmentation) -> None:
-        self.cache, self.path = work.cache, work.out / ".cases.jsonl" if work.out else None
+        self.cache, self.out, self.path = work.cache, work.out, work.out / ".cases.jsonl" if work.out else None
         weights = hashlib.sha256()
         for value in task.state_dict().values():
             weights.update(value.cpu().numpy().tobytes())
         self.key = files.fingerprint([task.config.model_dump(mode="json"), work.device.type, weights.hexdigest()])
         self.rows = dict(self._read())
 
+        """A case's scores; None where it has none or its overlay, which the report shows, is gone."""
+        if self.out is None or not _overlay_path(self.out, case).is_file():
+            return None
     def get(self, case: str) -> CaseScores | None:
         row = self.rows.get((self.key, case, self.cache.records[case]["sha256"]))
         return CaseScores.of_json(row) if row is not None else None
