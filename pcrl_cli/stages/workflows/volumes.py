@@ -75,7 +75,6 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> VolumeCrops:
     config, train = work.settings.learner, work.settings.train
-    scale, offset = work.cache.manifest["to_unit"]
     return VolumeCrops(
         work.cache,
         work.cache.cases(patients=patients),
@@ -84,7 +83,7 @@ def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World)
         train.seed,
         work.device,
         cache_on,
-        pad=round(-offset / scale),  # what the network sees as 0
+        pad=work.cache.manifest["pad"],
         foreground=config.foreground,
         crops=config.crops,
         rank=world.rank,
@@ -271,10 +270,10 @@ class _Notebook:
         self.key = files.fingerprint([task.config.model_dump(mode="json"), work.device.type, weights.hexdigest()])
         self.rows = dict(self._read())
 
+    def get(self, case: str) -> CaseScores | None:
         """A case's scores; None where it has none or its overlay, which the report shows, is gone."""
         if self.out is None or not _overlay_path(self.out, case).is_file():
             return None
-    def get(self, case: str) -> CaseScores | None:
         row = self.rows.get((self.key, case, self.cache.records[case]["sha256"]))
         return CaseScores.of_json(row) if row is not None else None
 
