@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from pcrl_cli.data.cache import (
     SCHEMA,
     Record,
     gather_manifest,
+    images_in,
     read_record,
     record_path,
     shard_path,
@@ -190,9 +191,26 @@ def _file_facts(path: Path, root: Path) -> Record:
     return {"path": name.as_posix(), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
+def uncut(cut: Case, whole: Case, out: Path, settings: str, root: Path | None, files: Files | None = None) -> Case:
+    """A case of images that a limit has cut, or as many of the whole case's images as its sealed shard holds already.
+
+    So a limit never makes a finished shard smaller. settings: see `settings_of`.
+    """
+    record = read_record(record_path(out, cut.id)) or {}
+    n = images_in(record)
+    if not len(cut.images) < n <= len(whole.images):
+        return cut
+    held = replace(whole, images=whole.images[:n])
+    return held if _holds(out, held.id, _facts_of(held, settings, source_of(held, root, files))) else cut
+
+
 def _job(case: Case, read: Read, plans: Sequence[CropPlan], out: Path, header: Record, source: Record) -> _Job:
-    facts = {"patient": case.patient, "settings": header["fingerprint"], "source": source}
-    return _Job(case, read, tuple(plans), out, header["seed"], facts)
+    return _Job(case, read, tuple(plans), out, header["seed"], _facts_of(case, header["fingerprint"], source))
+
+
+def _facts_of(case: Case, settings: str, source: Record) -> Record:
+    """What decides whether a sealed shard still is that of the case."""
+    return {"patient": case.patient, "settings": settings, "source": source}
 
 
 def _described(plans: Sequence[CropPlan]) -> list[Any]:
@@ -209,11 +227,15 @@ def _described(plans: Sequence[CropPlan]) -> list[Any]:
 
 def _is_made(job: _Job) -> bool:
     """Whether an earlier run sealed the case and that still holds; refusals are no reason not to try again."""
-    record = read_record(record_path(job.folder, job.case.id))
-    shard = shard_path(job.folder, job.case.id)
+    return _holds(job.folder, job.case.id, job.facts)
+
+
+def _holds(folder: Path, case_id: str, facts: Record) -> bool:
+    """Whether the case's shard is there and was made from these facts."""
+    record, shard = read_record(record_path(folder, case_id)), shard_path(folder, case_id)
     if record is None or "scan_ids" not in record:  # a record of before there were ids: nor has the shard every array
         return False
-    same = all(record.get(key) == value for key, value in job.facts.items())
+    same = all(record.get(key) == value for key, value in facts.items())
     return same and shard.exists() and shard.stat().st_size == record["bytes"]
 
 

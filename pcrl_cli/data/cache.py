@@ -222,6 +222,11 @@ def patients_of(record: Record) -> frozenset[str]:
     return frozenset(record["items"]["patient"]) if "items" in record else frozenset((record["patient"],))
 
 
+def images_in(record: Record) -> int:
+    """How many images a shard was made from, those that could not be read too; 0 where it is not of images."""
+    return len(record["items"]["id"]) + len(record.get("bad", {})) if "items" in record else 0
+
+
 def scans_of(record: Record) -> Iterable[tuple[str, str]]:
     """(patient, scan id) of every scan in a shard."""
     if "items" in record:

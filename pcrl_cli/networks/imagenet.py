@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pcrl_cli.core.contract import Architecture, Contract, Domain
 from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.networks.released import require_no_deeper
 from pcrl_cli.networks.transfer import Weights
 from pcrl_cli.networks.untrusted import open_untrusted
 
@@ -25,6 +26,7 @@ def read_imagenet(path: Path) -> Weights:
     tensors = {name.removeprefix("module."): value for name, value in open_untrusted(path).tensors.items()}
     if "conv1.weight" not in tensors or "layer4.1.conv2.weight" not in tensors:
         raise ConfigError(f"{path} is no ResNet-18 with torchvision's names; {WHERE}")
+    require_no_deeper(tensors, path)
     encoder = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     others = tuple(sorted(name for name in tensors if name.startswith("fc.")))
     contract = Contract(

@@ -122,9 +122,7 @@ def expected_2d() -> list[str]:
 
 def _resnet18(names: dict[str, Tensor], prefix: str, source: object) -> Known:
     expected = frozenset(expected_2d())
-    deeper = sorted(key for key in names if re.match(r"layer\d\.([2-9]|\d\d)\.|layer\d\.\d\.conv3\.", key))
-    if deeper:
-        raise ConfigError(f"{source} holds a deeper ResNet than ResNet-18 ({deeper[0]}); give weights of a ResNet-18")
+    require_no_deeper(names, source)
     domain = Domain(
         channels=int(names["conv1.weight"].shape[1]),
         modality="xray",
@@ -136,3 +134,14 @@ def _resnet18(names: dict[str, Tensor], prefix: str, source: object) -> Known:
     architecture = Architecture(dim=2, encoder="resnet18", width=int(names["conv1.weight"].shape[0]), poolings=5)
     tensors = {key: value for key, value in names.items() if key in expected}
     return Known(architecture, domain, tensors, tuple(sorted(names.keys() - expected)), expected, prefix)
+
+
+def require_no_deeper(names: Iterable[str], source: object) -> None:
+    """ResNet-34 and deeper ones have all of ResNet-18's names, and more.
+
+    Raises:
+        ConfigError: there are blocks or convolutions that ResNet-18 has not.
+    """
+    deeper = sorted(key for key in names if re.match(r"layer\d\.([2-9]|\d\d)\.|layer\d\.\d\.conv3\.", key))
+    if deeper:
+        raise ConfigError(f"{source} holds a deeper ResNet than ResNet-18 ({deeper[0]}); give weights of a ResNet-18")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 Box = tuple[float, float, float, float]
 """left, top, width, height in the map's pixels; pixel i covers [i, i + 1)."""
@@ -42,11 +42,15 @@ def hits(map_: Float[np.ndarray, "h w"], boxes: Sequence[Box]) -> bool:
     )
 
 
+def covered(shape: tuple[int, ...], boxes: Sequence[Box]) -> Bool[np.ndarray, "h w"]:
+    """Which pixels of a map of this shape have their centre in a box."""
+    at_row, at_column = np.arange(shape[0])[:, None] + 0.5, np.arange(shape[1]) + 0.5
+    found = np.zeros(shape, dtype=bool)
+    for left, top, width, height in boxes:
+        found |= (at_row >= top) & (at_row < top + height) & (at_column >= left) & (at_column < left + width)
+    return found
+
+
 def point(map_: Float[np.ndarray, "h w"], boxes: Sequence[Box]) -> Pointing:
     """The game for one map and the boxes of its finding; a box is cut at the map's border."""
-    h, w = map_.shape
-    at_row, at_column = np.arange(h)[:, None] + 0.5, np.arange(w) + 0.5
-    covered = np.zeros((h, w), dtype=bool)
-    for left, top, width, height in boxes:
-        covered |= (at_row >= top) & (at_row < top + height) & (at_column >= left) & (at_column < left + width)
-    return Pointing(int(hits(map_, boxes)), 1, float(covered.mean()))
+    return Pointing(int(hits(map_, boxes)), 1, float(covered(map_.shape, boxes).mean()))

@@ -26,7 +26,6 @@ CLASSES = ("WT", "TC", "ET")
 MODALITY = "mr"
 OPTIONS = ("patients", "modalities")
 LABELS = (0, 1, 2, 3, 4)
-REGIONS = {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (4,)}
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 _WHAT = "BraTS (folders HGG/CASE and LGG/CASE with CASE_flair.nii.gz and so on)"

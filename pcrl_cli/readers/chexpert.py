@@ -54,10 +54,11 @@ def cases(root: Path, uncertain: Uncertain = "zero", view: View = "all", officia
 
     Raises:
         DataError: no folder, no table, no image of it; a value that is none of 1, 0, -1 and blank; a path without a
-            patient; two rows that say different things of one image; with official_split a patient in both tables.
+            patient; two rows, of one table or of both, that say different things of one image; with official_split a
+            patient in both tables.
     """
     root = _home(require_folder(root, _WHAT))
-    refs = list({ref.id: ref for table in _tables(root) for ref in _refs(table, uncertain, view)}.values())
+    refs = _listed(root, uncertain, view)
     here = [ref for ref in refs if os.path.isfile(ref.path)]  # noqa: PTH113 - a quarter of a million of them
     if not here:
         what = f"{view} images" if view != "all" else "images"
@@ -130,6 +131,18 @@ def _tables(root: Path, needed: bool = True) -> list[Path]:
     if needed and not found:
         raise DataError(f"{root} holds neither {' nor '.join(TABLES.values())}: put {_WHAT} there, or give --data DIR.")
     return found
+
+
+def _listed(root: Path, uncertain: Uncertain, view: View) -> list[ImageRef]:
+    """What both tables say of every image of the view, once each."""
+    found: dict[str, ImageRef] = {}
+    for ref in (ref for table in _tables(root) for ref in _refs(table, uncertain, view)):
+        first = found.setdefault(ref.id, ref)
+        if (first.patient, first.label) != (ref.patient, ref.label):
+            raise DataError(
+                f"{' and '.join(TABLES.values())} of {root} say two things of {ref.id}: correct or remove one of the rows."
+            )
+    return list(found.values())
 
 
 def _refs(table: Path, uncertain: Uncertain, view: View) -> list[ImageRef]:

@@ -20,7 +20,6 @@ CLASSES = ("liver",)
 MODALITY = "ct"
 OPTIONS = ("patients",)
 LABELS = (0, 1, 2)
-REGIONS = {"liver": (1, 2)}
 
 _WHAT = "LiTS (volume-N.nii and segmentation-N.nii)"
 _FILE = re.compile(r"(?P<what>volume|segmentation)-(?P<number>\d+)\.nii(\.gz)?", re.IGNORECASE)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pcrl_cli.core.case import Case, ImageRef
 from pcrl_cli.core.errors import DataError, blame_reading
+from pcrl_cli.core.findings import NIH
 from pcrl_cli.core.plan import Pictures
 from pcrl_cli.readers import shards
 from pcrl_cli.readers.image_io import Aspect
@@ -22,11 +23,7 @@ CITATION = (
     "and localization of common thorax diseases, CVPR 2017; NIH Clinical Center"
 )
 LICENSE = "free use; acknowledge the NIH Clinical Center and cite the paper"
-CLASSES = (
-    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-)  # fmt: skip
-"""In the order of the paper's tables."""
+CLASSES = NIH
 MODALITY = "xray"
 KIND = "images"
 OPTIONS = ("official_split",)

@@ -5,6 +5,7 @@ Rows: image name, finding, and x, y, w, h in pixels of the images as NIH gives t
 
 import csv
 import gzip
+import zlib
 from pathlib import Path
 
 from pcrl_cli.core.errors import DataError, blame_reading
@@ -18,23 +19,29 @@ Box = tuple[float, float, float, float]
 """left, top, width, height as shares of the image's sides."""
 
 
+def box_list(root: Path) -> Path | None:
+    """The file of boxes in a data set's folder; None where there is none."""
+    return next((root / name for name in NAMES if (root / name).is_file()), None)
+
+
 def boxes(root: Path) -> dict[tuple[str, str], list[Box]]:
     """The boxes of every (image, finding); none where the data set has no list.
 
     Raises:
         DataError: the list is damaged.
     """
-    path = next((root / name for name in NAMES if (root / name).is_file()), None)
+    path = box_list(root)
     if path is None:
         return {}
     try:
         with blame_reading(path):
             data = path.read_bytes()
             text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            rows = list(csv.reader(text.splitlines()))
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): copy it again or remove it.") from None
     found: dict[tuple[str, str], list[Box]] = {}
-    for line, row in enumerate(csv.reader(text.splitlines()), start=1):
+    for line, row in enumerate(rows, start=1):
         if line == 1 or not any(row):
             continue
         try:

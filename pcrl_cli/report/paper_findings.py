@@ -6,13 +6,9 @@ the methods are almost the same for all findings, so that its means say more tha
 
 from collections.abc import Mapping, Sequence
 
+from pcrl_cli.core.findings import NIH
 from pcrl_cli.pure.findings import Finding
 from pcrl_cli.report.html import Cell, Missing, Table
-
-FINDINGS = (
-    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
-)  # fmt: skip
 
 Printed = Mapping[tuple[float, str], tuple[float, ...]]
 """(labelling ratio, method) -> one number a finding."""
@@ -58,13 +54,13 @@ def findings_table(findings: Sequence[Finding], ratio: float) -> Table:
 
     The paper's columns are there only for the fourteen findings that it prints.
     """
-    known = {f.name for f in findings} <= set(FINDINGS)
+    known = {f.name for f in findings} <= set(NIH)
     columns = _columns(ratio) if known else {}
-    order = sorted(findings, key=lambda f: FINDINGS.index(f.name)) if known else findings
+    order = sorted(findings, key=lambda f: NIH.index(f.name)) if known else findings
     header = ["finding", "this run", "95 % from", "to", "positive", "negative", *columns]
     rows: list[list[Cell]] = []
     for f in order:
-        paper = [values[FINDINGS.index(f.name)] for values in columns.values()]
+        paper = [values[NIH.index(f.name)] for values in columns.values()]
         rows.append([f.name, *_of(f), f.positive, f.negative, *paper])
     return Table(header, rows, _caption(columns, ratio), digits=1)
 

@@ -100,7 +100,8 @@ def evaluate(
     workflow, given = workflow_of(module), _options(module, settings.task, options or {})
     name = f"{split}-{opened.path.name}" if external else split
     out = folder / "evaluation" / "-".join([name, *(_mark(key, value) for key, value in given.items())])
-    work = Work(module, settings, opened, where, listener, out)
+    learned = tuple(opened_run.record.get("prepared", {}).get("classes") or ())
+    work = Work(module, settings, opened, where, listener, out, learned=learned)
     check_thresholds(fail_under or {}, workflow.metric_names(work))
     model = load_task(opened_run, settings, opened).to(where).eval()
     with tf32(False):  # the same numbers on every card

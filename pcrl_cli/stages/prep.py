@@ -18,9 +18,9 @@ from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, UsageEr
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan
-from pcrl_cli.data.build import auto_jobs, settings_of
+from pcrl_cli.data.build import auto_jobs, settings_of, uncut
 from pcrl_cli.data.build import build as build_cache
-from pcrl_cli.data.cache import forget_others, read_split
+from pcrl_cli.data.cache import forget_others, images_in, read_split
 from pcrl_cli.readers import READERS
 from pcrl_cli.stages.kinds import PrepSettings, completed, kind_of, peak_of
 from pcrl_cli.stages.results import Plan, Result
@@ -95,7 +95,8 @@ def prep(
     Args:
         name: of a reader, see `readers.READERS`.
         data, out: default to the workspace's data/NAME and cache/NAME.
-        limit: only the first so many scans, or images. shard: (i, n), this process's share, i from 1.
+        limit: only the first so many scans, or images; a finished shard that holds more is kept as it is.
+        shard: (i, n), this process's share, i from 1.
         options: of the reader: `patients`, a CSV that groups scans by patient; `candidates`, a CSV in place of
             candidates_V2.csv; `labels`, a CSV of a folder of radiographs; see its OPTIONS.
 
@@ -118,13 +119,16 @@ def prep(
     kind.check(settings, origin, reader, plans, data)
     header = _header(settings, reader, plans, data, given) | kind.header(settings, reader, cases)
     header["scans"] = _count(cases)
-    state = _state(out, settings_of(plans, header, settings.seed), header, cases, overwrite)
+    fingerprint = settings_of(plans, header, settings.seed)
+    state = _state(out, fingerprint, header, cases, overwrite)
     chosen = _first(cases, limit)
+    if chosen and not overwrite:  # only the last one may be cut
+        chosen[-1] = uncut(chosen[-1], cases[len(chosen) - 1], out, fingerprint, data, reader.files)
     workers = auto_jobs(peak_bytes) if jobs == "auto" else jobs
     i, n = shard or (1, 1)
     mine = chosen[i - 1 :: n]
-    known = set() if overwrite else {record["case"] for record in (_manifest(out) or {}).get("cases", [])}
-    missing = [case for case in mine if case.id not in known]
+    known = {} if overwrite else {r["case"]: images_in(r) for r in (_manifest(out) or {}).get("cases", [])}
+    missing = [case for case in mine if known.get(case.id) != len(case.images)]
     figures = {
         kind.UNIT: _count(cases),
         "there already": _count(mine) - _count(missing),

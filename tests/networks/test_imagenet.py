@@ -72,6 +72,13 @@ def test_another_network_or_width_is_refused(tmp_path):
         load_encoder(ResNet18Encoder(3, 8), read_imagenet(tmp_path / "narrow.pth"), DOMAIN)
 
 
+@pytest.mark.parametrize("more", ["layer1.2.conv1.weight", "layer3.10.bn1.bias", "layer2.0.conv3.weight"])
+def test_a_deeper_resnet_is_not_taken_for_a_resnet_18(tmp_path, more):
+    torch.save(state() | {more: torch.ones(3)}, tmp_path / "deep.pth")
+    with pytest.raises(ConfigError, match=rf"deeper ResNet than ResNet-18 \({more}\)"):
+        read_imagenet(tmp_path / "deep.pth")
+
+
 class Runs:
     def __reduce__(self):
         return (print, ("ran",))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pcrl_cli.pure.pointing import Pointing, hits, peak, point
+from pcrl_cli.pure.pointing import Pointing, covered, hits, peak, point
 
 
 def map_at(row, column, h=10, w=20):
@@ -46,3 +46,8 @@ def test_random_peaks_hit_as_often_as_chance_says():
     assert total.by_chance / total.n == pytest.approx(1 / 6)
     assert total.share == pytest.approx(1 / 6, abs=0.06)
     assert Pointing(0, 0, 0.0).share is None
+
+
+def test_only_pixels_whose_centre_lies_in_a_box_are_covered():
+    assert np.argwhere(covered((4, 6), [(1.0, 2.0, 2.0, 1.0)])).tolist() == [[2, 1], [2, 2]]
+    assert not covered((4, 6), [(-3.0, 0.0, 3.4, 4.0), (6.0, 0.0, 9.0, 9.0), (1.6, 1.6, 0.3, 0.3)]).any()

@@ -126,6 +126,15 @@ def test_rows_that_repeat_are_read_once_and_rows_that_disagree_are_refused(root)
         chexpert.cases(root)
 
 
+def test_an_image_in_both_tables_is_read_once_and_refused_where_they_disagree(root):
+    name, (side, values) = next(iter(TRAIN.items()))
+    table(root, "valid.csv", VALID | {name: (side, values)})
+    assert len(refs(chexpert.cases(root))) == 4
+    table(root, "valid.csv", VALID | {name: (side, values.replace("1.0", "0.0"))})
+    with pytest.raises(DataError, match=rf"train\.csv and valid\.csv of .* say two things of {name}"):
+        chexpert.cases(root)
+
+
 def test_the_radiologists_table_is_the_official_test_part(root):
     cases = chexpert.cases(root, official_split=True)
     assert chexpert.official_parts(root, cases) == {

@@ -44,6 +44,20 @@ def test_a_torn_list_is_told(tmp_path):
         boxes(tmp_path)
 
 
+def test_a_list_with_a_flipped_byte_is_told(tmp_path):
+    packed = bytearray(gzip.compress(TEXT.encode()))
+    packed[10] ^= 0xFF  # the first byte that is deflated
+    (tmp_path / "BBox_List_2017.csv.gz").write_bytes(packed)
+    with pytest.raises(DataError, match="cannot be read"):
+        boxes(tmp_path)
+
+
+def test_a_list_that_is_no_table_is_told(tmp_path):
+    (tmp_path / "BBox_List_2017.csv").write_text("h\n" + 200_000 * "a", encoding="utf-8")  # longer than a field may be
+    with pytest.raises(DataError, match="cannot be read"):
+        boxes(tmp_path)
+
+
 @pytest.mark.real
 def test_the_official_list_is_read_whole(real_data):
     found = boxes(real_data / "ChestXray14")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from pcrl_cli.core.findings import NIH
 from pcrl_cli.pure.findings import per_finding
 from pcrl_cli.report.html import Missing
-from pcrl_cli.report.paper_findings import FINDINGS, PRINTED, findings_table
+from pcrl_cli.report.paper_findings import PRINTED, findings_table
 from pcrl_cli.report.paper_numbers import TABLES
 
 
@@ -26,8 +27,8 @@ def scored(names):
 
 
 def test_rows_are_in_the_papers_order_with_its_columns_at_the_nearest_ratio():
-    table = findings_table(scored([*FINDINGS[::-1]]), 0.12)
-    assert [row[0] for row in table.rows] == list(FINDINGS)
+    table = findings_table(scored([*NIH[::-1]]), 0.12)
+    assert [row[0] for row in table.rows] == list(NIH)
     assert list(table.header[6:]) == [
         "TS, Table 4, 10 %", "PCRLv2, Table 4, 10 %", "TS, Table 6, 10 %", "IN, Table 6, 10 %", "PCRLv2, Table 6, 10 %",
     ]  # fmt: skip

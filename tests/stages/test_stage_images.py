@@ -2,14 +2,17 @@
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
 from pcrl_cli.core.errors import ConfigError, DataError, UsageError
+from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import open_cache
+from pcrl_cli.engine.distributed import World
+from pcrl_cli.engine.run import Run
 from pcrl_cli.networks.resnet2d import ResNet18Encoder
 from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.phantoms import radiograph
@@ -17,13 +20,15 @@ from pcrl_cli.pure.findings import mean_auroc
 from pcrl_cli.readers.image_io import write_png
 from pcrl_cli.readers.nih import CLASSES
 from pcrl_cli.stages import cost
-from pcrl_cli.stages.evaluate import evaluate
+from pcrl_cli.stages.evaluate import evaluate, load_task, settings_of
 from pcrl_cli.stages.export import export
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain, pretrain_settings
 from pcrl_cli.stages.probe import embed, probe_run
+from pcrl_cli.stages.workflows import Work, images
 from pcrl_cli.stages.workspace import Workspace
+from pcrl_cli.tasks import TASKS
 from tests.stages.chain import Heard, settings
 
 VIEWS = {"images": {"global_side": 32, "local_side": 32, "cutout_side": 6}}
@@ -130,17 +135,68 @@ def test_the_report_holds_figures_the_papers_rows_and_the_pointing_game(chain):
     assert json.loads(result.evaluation.read_text("utf-8"))["metrics"]["auroc"]["value"] is not None
 
 
-def test_without_boxes_there_is_no_pointing_game(chain, tmp_path):
-    moved = tmp_path / "list"
+@pytest.fixture
+def box_list(chain):
+    """The list of boxes, which a test may change or remove."""
     path = chain.workspace.data("nih") / "BBox_List_2017.csv"
-    path.rename(moved)
-    try:
-        result = evaluate(chain.tuned.run, workspace=chain.workspace)
-    finally:
-        moved.rename(path)
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+def test_without_a_list_of_boxes_there_is_no_pointing_game(chain, box_list):
+    box_list.unlink()
+    result = evaluate(chain.tuned.run, workspace=chain.workspace)
     assert result.metrics["pointing"].value is None
-    assert "box" in result.metrics["pointing"].reason
+    assert "no list of boxes" in result.metrics["pointing"].reason
+    assert str(box_list.parent) in result.metrics["pointing"].reason
     assert result.metrics["auroc"] == chain.evaluated.metrics["auroc"]
+
+
+def test_a_box_in_the_rim_that_the_network_does_not_see_is_left_out_and_counted(chain, box_list):
+    one, two = (row["id"] for row in rows_of(chain.evaluated)[:2])
+    rim, seen = (
+        f"{one},Mass,0,0,90,1024,,,",
+        f"{two},Hernia,90,90,400,400,,,",
+    )  # 4 of 40 pixels, 102 of 1024, are cut off
+    box_list.write_text("\n".join(["head", rim, seen]), encoding="utf-8")
+    result = evaluate(chain.tuned.run, workspace=chain.workspace)
+    assert {name: game["boxes"] for name, game in result.details["pointing"].items()} == {"Hernia": 1}
+    assert result.details["pointing_left_out"] == 1
+    assert any(note.startswith("1 findings with boxes only in the rim") for note in result.notes)
+    box_list.write_text("\n".join(["head", rim]), encoding="utf-8")
+    assert "cut-off rim" in evaluate(chain.tuned.run, workspace=chain.workspace).metrics["pointing"].reason
+    box_list.write_text("head\nnobody.png,Mass,1,2,3,4\n", encoding="utf-8")
+    result = evaluate(chain.tuned.run, workspace=chain.workspace)
+    assert result.metrics["pointing"].reason == "no image of this part has a box"
+
+
+def test_a_damaged_list_of_boxes_is_told_before_anything_is_predicted(chain, box_list, monkeypatch):
+    monkeypatch.setattr(images, "predict_part", lambda *_: pytest.fail("predicted"))
+    box_list.write_text("head\na.png,Mass,1\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 is no box"):
+        evaluate(chain.tuned.run, workspace=chain.workspace)
+
+
+def test_validation_deals_its_shards_to_the_ranks(chain):
+    class Ranks(World):
+        """Two ranks, one after the other, that know of each other's cases by their ids alone."""
+
+        def by_case(self, cases, work):
+            dealt.extend(cases)
+            done = {case: work(case) for rank in (1, 0) for case in cases[rank::2]}
+            return {case: done[case] for case in cases}
+
+    run, cache, dealt = Run.load(chain.tuned.run), open_cache(chain.cache), []
+    found = settings_of(run, chain.tuned.run, None)
+    task = load_task(run, found, cache).eval()
+    alone = Work(find("task", "chest", TASKS), found, cache, torch.device("cpu"))
+    together = replace(alone, world=Ranks())
+    assert images.validate(together, task) == images.validate(alone, task)
+    assert dealt == list(cache.cases("val"))
+    found, wanted = (images.predict_part(work, task, "val") for work in (together, alone))
+    assert found.id == wanted.id
+    np.testing.assert_array_equal(found.probability, wanted.probability)
 
 
 def own_folder(folder, findings):
@@ -171,6 +227,14 @@ def test_an_external_test_scores_the_findings_that_both_name_and_says_which_are_
         rows = list(csv.DictReader(file))
     assert [row["label Mass"] for row in rows].count("1") == 4
     assert {row["label Edema"] for row in rows} == {""}
+
+
+def test_the_metrics_of_an_external_test_are_those_of_the_findings_that_the_run_learned(chain, tmp_path):
+    cache = other_cache(chain, tmp_path, ["Hernia", "Broken rib"])
+    with pytest.raises(UsageError, match="auroc_broken_rib"):
+        evaluate(chain.tuned.run, cache, split="all", workspace=chain.workspace, fail_under={"auroc_broken_rib": 0.1})
+    result = evaluate(chain.tuned.run, cache, split="all", workspace=chain.workspace, fail_under={"auroc_edema": 0.1})
+    assert {"auroc_edema", "auroc_hernia"} <= result.metrics.keys()
 
 
 def test_an_external_test_without_a_common_finding_is_refused(chain, tmp_path):

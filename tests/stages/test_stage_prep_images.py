@@ -164,6 +164,33 @@ def test_a_limit_counts_images_and_the_rest_can_follow(source, tmp_path):
     assert sealed(tmp_path / "a") == sealed(tmp_path / "b")
 
 
+def test_a_limit_never_makes_a_finished_shard_smaller_and_the_plan_says_so(source, tmp_path):
+    def planned(limit):
+        plan = prep("nih", data=source, out=tmp_path / "a", layers=SMALL, jobs=1, limit=limit, dry_run=True)
+        return plan.figures["there already"], plan.figures["to prepare"]
+
+    total = len(images(source))
+    of(source, tmp_path / "a", limit=FEW + 3)
+    before = sealed(tmp_path / "a")
+    assert planned(FEW + 1) == (FEW + 3, 0)
+    assert planned(None) == (FEW, total - FEW)  # the cut shard has to be made again
+    assert of(source, tmp_path / "a", limit=FEW + 1).made == 0
+    assert sealed(tmp_path / "a") == before
+    of(source, tmp_path / "a")
+    whole = contents(tmp_path / "a")
+    assert planned(3) == (FEW, 0)
+    assert of(source, tmp_path / "a", limit=3).skipped == FEW
+    assert contents(tmp_path / "a") == whole
+
+
+def test_a_limit_on_a_shard_whose_images_have_changed_makes_it_again(raw, tmp_path):
+    of(raw, tmp_path / "c")
+    write_png(ramp(), raw / "images" / images(raw)[0])
+    plan = prep("nih", data=raw, out=tmp_path / "c", layers=SMALL, jobs=1, limit=3, dry_run=True)
+    assert (plan.figures["there already"], plan.figures["to prepare"]) == (0, 3)
+    assert of(raw, tmp_path / "c", limit=3).made == 3
+
+
 def test_the_plan_counts_images(source, tmp_path):
     plan = prep("nih", data=source, out=tmp_path / "c", layers=SMALL, jobs=1, dry_run=True)
     assert (plan.figures["images"], plan.figures["to prepare"]) == (len(images(source)),) * 2

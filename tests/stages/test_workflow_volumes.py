@@ -460,7 +460,7 @@ def test_what_another_network_had_scored_is_not_taken_over(lits, tmp_path):
     case = lits.cache.cases()[0]
     one, other = task_of(lits), task_of(lits, Bright(at=0.6))
     notebook = volumes._Notebook(lits.work(out=tmp_path), one)
-    notebook.add(volumes.score_case(lits.work(), one, case))
+    notebook.add(volumes.score_case(lits.work(out=tmp_path), one, case))
     assert volumes._Notebook(lits.work(out=tmp_path), one).get(case) is not None
     assert volumes._Notebook(lits.work(out=tmp_path), other).get(case) is None
     one.config = one.config.model_copy(update={"threshold": 0.4})

@@ -18,6 +18,7 @@ from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan, Drawn, Pictures, Scan
 from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
+from pcrl_cli.readers.image_io import Aspect
 from pcrl_cli.stages.kinds import PrepSettings
 
 UNIT = "images"
@@ -25,14 +26,13 @@ PEAK_BYTES = 800_000_000
 """A shard of 2048 images of 256 x 256 at its peak; see `peak_bytes`."""
 OF_SOME_READERS = ("uncertain", "view", "official_split")
 """Settings that only some data sets understand; the reader's OPTIONS say which."""
-Aspect = Literal["stretch", "pad"]
 
 
 class ImageSettings(PrepSettings):
     """What decides the bytes of a cache of images.
 
-    size: rows and columns. aspect: stretch makes both sides the square's, as 2D pipelines commonly do; pad keeps the
-    proportions and adds black. uncertain, view: of CheXpert. official_split: parts by the data set's own lists.
+    size: rows and columns. aspect: see `image_io.Aspect`. uncertain, view: of CheXpert. official_split: parts by the data
+    set's own lists.
     classes: what the labels are of; taken from the data set.
     """
 

@@ -58,6 +58,8 @@ class Work:
     out: Path | None = None
     world: World = field(default_factory=World)
     """Among whose ranks validation deals out its cases."""
+    learned: tuple[str, ...] = ()
+    """The classes that a fine-tuned run learned, which need not be the cache's; empty where the run does not say."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.calibration import calibration
 from pcrl_cli.pure.findings import NOT_KNOWN, Finding, mean_auroc, mean_auroc_interval, per_finding
 from pcrl_cli.pure.metrics import Interval, roc_points
-from pcrl_cli.pure.pointing import Pointing, point
+from pcrl_cli.pure.pointing import Pointing, covered, point
 from pcrl_cli.readers import nih_boxes
 from pcrl_cli.report import figures
 from pcrl_cli.report.findings import Look, activation_figure, auroc_figure, reliability_figure
@@ -48,7 +48,7 @@ class Predictions:
 
 def metric_names(work: Work) -> tuple[str, ...]:
     """Those of which more is better."""
-    return ("auroc", *map(metric_name, work.cache.manifest["classes"]), "pointing")
+    return ("auroc", *map(metric_name, work.learned or work.cache.manifest["classes"]), "pointing")
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -115,23 +115,32 @@ def _usable(labels: Int[np.ndarray, "n k"]) -> np.ndarray:
 
 
 def predict_part(work: Work, task: Task, split: SplitName) -> Predictions:
-    """Predicts every image of a part; the task must be in eval mode.
+    """Predicts every image of a part, shards dealt out among the ranks; the task must be in eval mode.
 
     Its findings are the columns; one that the cache has no labels of is not known for any image.
     """
     classes = _classes(work, task)
-    ids, patients, labels, done = [], [], [], []
-    for items in _batches(work, split, ("image", "label", "id", "patient")):
-        done.append(task.predict({"image": torch.from_numpy(items["image"]).to(work.device)}).float().cpu().numpy())
-        ids += [name.decode() for name in items["id"]]
-        patients += [name.decode() for name in items["patient"]]
-        labels.append(_aligned(items["label"].astype(np.int64), work.cache.manifest["classes"], classes))
-    k = len(classes)
+    parts = work.world.by_case(work.cache.cases(split), lambda case: _predict(work, task, split, case, classes))
+    return _joined(list(parts.values()), len(classes))
+
+
+def _predict(work: Work, task: Task, split: SplitName, case: str, classes: Sequence[str]) -> Predictions:
+    """The part's images of one shard."""
+    found = []
+    for items in _batches(work, split, case, ("image", "label", "id", "patient")):
+        batch = {"image": torch.from_numpy(items["image"]).to(work.device)}
+        names, patients = ([name.decode() for name in items[key]] for key in ("id", "patient"))
+        labels = _aligned(items["label"].astype(np.int64), work.cache.manifest["classes"], classes)
+        found.append(Predictions(names, patients, labels, task.predict(batch).float().cpu().numpy()))
+    return _joined(found, len(classes))
+
+
+def _joined(parts: Sequence[Predictions], k: int) -> Predictions:
     return Predictions(
-        ids,
-        patients,
-        np.concatenate(labels) if labels else np.zeros((0, k), np.int64),
-        np.concatenate(done) if done else np.zeros((0, k), np.float32),
+        [name for p in parts for name in p.id],
+        [patient for p in parts for patient in p.patient],
+        np.concatenate([np.zeros((0, k), np.int64), *(p.label for p in parts)]),
+        np.concatenate([np.zeros((0, k), np.float32), *(p.probability for p in parts)]),
     )
 
 
@@ -161,14 +170,12 @@ def _aligned(labels: Int[np.ndarray, "n k"], names: Sequence[str], wanted: Seque
     return out
 
 
-def _batches(work: Work, split: SplitName, arrays: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """The part's items of each shard, at most `BATCH` at a time."""
+def _batches(work: Work, split: SplitName, case: str, arrays: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """The part's items of a shard, at most `BATCH` at a time."""
     cache, group = work.cache, work.module.GROUP
-    patients = cache.split.part(split)
-    for case in cache.cases(split):
-        mine = cache.rows(group, "label", [case], patients)
-        for start in range(0, len(mine), BATCH):
-            yield cache.read(group, arrays, [case], rows=mine[start : start + BATCH]).arrays
+    mine = cache.rows(group, "label", [case], cache.split.part(split))
+    for start in range(0, len(mine), BATCH):
+        yield cache.read(group, arrays, [case], rows=mine[start : start + BATCH]).arrays
 
 
 # ------------------------------------------------------------------------------------------------------ scoring
@@ -176,20 +183,25 @@ def _batches(work: Work, split: SplitName, arrays: Sequence[str]) -> Iterator[di
 
 def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) -> Scores:
     """AUROC of every finding and their mean, calibration, and the pointing game where the data set has boxes."""
-    names = _classes(work, task)
+    names, root = _classes(work, task), Path(work.cache.manifest["data"])
+    listed, boxes = (
+        nih_boxes.box_list(root),
+        nih_boxes.boxes(root),
+    )  # first: a damaged list is told before an hour's work
     p = predict_part(work, task, split)
     scores = p.probability.astype(np.float64)
     findings = per_finding(p.label, scores, names)
     mean = mean_auroc_interval(p.label, scores, np.array(p.patient))
     measured = calibration(p.label.ravel(), scores.ravel())
-    played, by_finding, looks = _point(work, task, split, names)
+    played, by_finding, looks, cut_off = _point(work, task, split, names, boxes)
     metrics = {"auroc": Estimate.of(mean, "bootstrap over patients")}
     metrics |= {metric_name(f.name): Estimate.of(f.auroc, "DeLong, images as independent") for f in findings}
     nothing = "no label is known" if measured.ece is None else None
     metrics["ece"] = Estimate(value=measured.ece, reason=nothing)
     metrics["brier"] = Estimate(value=measured.brier, reason=nothing)
-    no_boxes = None if played.n else "no image of this part has a box"
-    metrics["pointing"] = Estimate(value=played.share, reason=no_boxes)
+    metrics["pointing"] = Estimate(
+        value=played.share, reason=None if played.n else _why_no_boxes(root, listed, cut_off)
+    )
     return Scores(
         metrics=metrics,
         headline="auroc",
@@ -207,8 +219,9 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
             "left_out_of_the_mean": [f.name for f in findings if f.auroc.value is None],
             "pointing": {name: {"hits": g.hits, "boxes": g.n} for name, g in by_finding.items()},
             "pointing_by_chance": played.by_chance / played.n if played.n else None,
+            "pointing_left_out": cut_off,
         },
-        notes=_notes(findings, split),
+        notes=_notes(findings, split) + _cut_off_note(cut_off),
         sections=[
             *_curves(work, p, scores, findings, metrics["auroc"]),
             Section("Calibration", [Picture(reliability_figure(measured), "Predicted probabilities, all findings.")]),
@@ -231,6 +244,17 @@ def _notes(findings: Sequence[Finding], split: SplitName) -> list[str]:
         f"the mean AUROC is over {there} of {len(findings)} findings; the {split} part has one class only of: "
         + ", ".join(left_out)
     ]
+
+
+def _why_no_boxes(root: Path, listed: Path | None, cut_off: int) -> str:
+    if listed is None:
+        return f"no list of boxes ({' or '.join(nih_boxes.NAMES)}) in {root}"
+    return "every box of this part lies in the cut-off rim" if cut_off else "no image of this part has a box"
+
+
+def _cut_off_note(cut_off: int) -> list[str]:
+    said = f"{cut_off} findings with boxes only in the rim that the network does not see are not in the pointing game"
+    return [said] if cut_off else []
 
 
 def _lacks(finding: Finding) -> str:
@@ -264,17 +288,20 @@ def _curves(
 # --------------------------------------------------------------------------------------------------- activation
 
 
-Played = tuple[Pointing, dict[str, Pointing], list[Look]]
+Boxes = Mapping[tuple[str, str], Sequence[nih_boxes.Box]]
+Played = tuple[Pointing, dict[str, Pointing], list[Look], int]
 
 
-def _point(work: Work, task: Task, split: SplitName, names: Sequence[str]) -> Played:
-    """The pointing game on every image of the part that has boxes: altogether, by finding, and pictures to show."""
-    total, by_finding, looks = Pointing(0, 0, 0.0), dict[str, Pointing](), list[Look]()
-    boxes = nih_boxes.boxes(Path(work.cache.manifest["data"]))
+def _point(work: Work, task: Task, split: SplitName, names: Sequence[str], boxes: Boxes) -> Played:
+    """The pointing game on every image of the part that has boxes: altogether, by finding, and pictures to show.
+
+    Last, how many findings of an image are left out because the network sees nothing of their boxes: no map can hit them.
+    """
+    total, by_finding, looks, cut_off = Pointing(0, 0, 0.0), dict[str, Pointing](), list[Look](), 0
     wanted = {image for image, finding in boxes if finding in names}
     if not wanted or not isinstance(task, Chest):
-        return total, by_finding, looks
-    for items in _batches(work, split, ("image", "id")):
+        return total, by_finding, looks, cut_off
+    for items in (items for case in work.cache.cases(split) for items in _batches(work, split, case, ("image", "id"))):
         ids = [name.decode() for name in items["id"]]
         rows = [i for i, name in enumerate(ids) if name in wanted]
         if not rows:
@@ -288,12 +315,15 @@ def _point(work: Work, task: Task, split: SplitName, names: Sequence[str]) -> Pl
                 if not drawn:
                     continue
                 placed = tuple(_placed(box, work.settings.learner) for box in drawn)
+                if not covered(map_[k].shape, placed).any():
+                    cut_off += 1
+                    continue
                 game = point(map_[k], placed)
                 total = total.joined(game)
                 by_finding[finding] = by_finding.get(finding, Pointing(0, 0, 0.0)).joined(game)
                 if len(looks) < SHOWN:
                     looks.append(Look(finding, ids[row], image, map_[k], placed, bool(game.hits)))
-    return total, by_finding, looks
+    return total, by_finding, looks, cut_off
 
 
 def _placed(box: nih_boxes.Box, config: Any) -> tuple[float, float, float, float]:

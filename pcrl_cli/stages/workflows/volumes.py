@@ -217,7 +217,7 @@ def _all_cases(work: Work, task: Segmentation, cases: Sequence[str]) -> Iterator
     work.listener.begin("scoring whole volumes", len(cases), "scans")
     for done, case in enumerate(cases, start=1):
         found = known.get(case)
-        if found is None or (work.out is not None and not _overlay_path(work.out, case).is_file()):
+        if found is None:
             found = score_case(work, task, case)
             known.add(found)
         yield found
@@ -274,7 +274,7 @@ class _Notebook:
     """What an evaluation has finished, one JSON line a case; removed at its end. Without a folder nothing is kept."""
 
     def __init__(self, work: Work, task: Segmentation) -> None:
-        self.cache, self.path = work.cache, work.out / ".cases.jsonl" if work.out else None
+        self.cache, self.out, self.path = work.cache, work.out, work.out / ".cases.jsonl" if work.out else None
         weights = hashlib.sha256()
         for value in task.state_dict().values():
             weights.update(value.cpu().numpy().tobytes())
@@ -282,6 +282,9 @@ class _Notebook:
         self.rows = dict(self._read())
 
     def get(self, case: str) -> CaseScores | None:
+        """A case's scores; None where it has none or its overlay, which the report shows, is gone."""
+        if self.out is None or not _overlay_path(self.out, case).is_file():
+            return None
         row = self.rows.get((self.key, case, self.cache.records[case]["sha256"]))
         return CaseScores.of_json(row) if row is not None else None
 
