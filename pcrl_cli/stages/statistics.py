@@ -95,10 +95,13 @@ Rows = dict[tuple[str, float], Row]
 def entries_of(
     predicted: Mapping[Any, Predicted],
     wanted: Mapping[str, Mapping[float, Sequence[Any]]],
-    failed: Mapping[str, str],
+    failed: Mapping[Any, str],
     replicates: int,
 ) -> tuple[dict[str, dict[float, Entry]], Rows]:
-    """Entries by method and ratio, and what comparisons are made of. wanted: the cells of each entry, a seed each."""
+    """Entries by method and ratio, and what comparisons are made of. wanted: the cells of each entry, a seed each.
+
+    failed: why, by cell.
+    """
     entries: dict[str, dict[float, Entry]] = {}
     rows: Rows = {}
     drawn: dict[tuple[str, ...], Any] = {}
@@ -107,7 +110,7 @@ def entries_of(
         for ratio, cells in by_ratio.items():
             found = [predicted[cell] for cell in cells if cell in predicted]
             values = tuple(p.value for p in found if p.value is not None)
-            reason = failed.get(method) if not values else None
+            reason = next((failed[cell] for cell in cells if cell in failed), None)
             limits = None
             if values:
                 mean = float(np.mean(values))
