@@ -35,6 +35,9 @@ from pcrl_cli.stages.table_report import write_table
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
 
+LESS_IS_BETTER = ("hd95_", "assd_", "ravd_")
+"""Metrics, in mm or percent, that entries times 100 and `the best` would misread."""
+
 
 class Arm(Settings):
     """One row. Without `method` and `weights` it is trained from scratch."""
@@ -92,6 +95,11 @@ class TableSpec(Settings):
             raise ValueError(f"seeds {list(self.seeds)} must differ")
         if self.set_aside == "ratio" and 1.0 in self.ratios:
             raise ValueError("set_aside: ratio leaves nobody to pre-train on at ratio 1; leave 1 out or set a number")
+        if (self.metric or "").startswith(LESS_IS_BETTER):
+            raise ValueError(
+                f"metric {self.metric}: of {', '.join(f'{m}*' for m in LESS_IS_BETTER)} less is better, and a table holds "
+                "shares of which more is: dice, dice_*, nsd_*, auroc or auroc_*"
+            )
         if self.paper_table is not None and self.paper_table not in TABLES:
             raise ValueError(f"the paper's tables that are kept are {', '.join(map(str, TABLES))}")
         return self

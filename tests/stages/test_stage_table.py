@@ -9,6 +9,7 @@ from chain import contents
 
 from pcrl_cli.core import files
 from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.pure import compare
 from pcrl_cli.stages import statistics
 from pcrl_cli.stages import table as stage
 from pcrl_cli.stages.results import Plan
@@ -193,6 +194,7 @@ def test_a_spec_may_grow_but_not_change(whole, chain, write, tmp_path):
         ({"paper_table": 3}, "paper's tables"),
         ({"task": "nothing"}, "no task"),
         ({"evaluate": {"resolution": 3}}, "not for the task luna"),
+        ({"metric": "hd95_liver"}, "less is better"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -301,9 +303,37 @@ def test_predictions_of_every_kind_of_task_are_scored(tmp_path):
     assert luna.patients == ("a", "a", "b", "b")
     chest = "patient,label X,label Y,probability X,probability Y\na,1,,0.9,0.5\nb,0,1,0.1,0.9\nc,0,0,0.95,0.1\n"
     assert read(chest, "auroc", 0.75).scorer is not None
+    assert read(chest, "auroc_x", 0.5).scorer is not None
+    assert read(chest, "auroc_y", 1.0).scorer is not None
+    assert read(chest, "auroc_z", 0.5).scorer is None
     assert read("case,patient,dice\n1,a,0.5\n2,b,0.7\n", "dice", 0.6).scorer is not None
     assert read("case,patient,dice\n1,a,0.5\n2,b,0.7\n", "dice", 0.65).scorer is None, "not what was reported"
     assert read("case,patient,dice\n1,a,0.5\n2,b,0.7\n", "cpm", 0.6).scorer is None
+
+
+def scored(values, patients="abcd"):
+    """A cell whose samples, one a patient, have these values."""
+    values = np.array(values)
+    return statistics.Predicted(float(values.mean()), tuple(patients), compare.mean_scorer(values))
+
+
+def test_only_seeds_that_both_have_are_compared_and_only_whole_rows_can_be_best():
+    base = np.array([0.1, 0.2, 0.3, 0.4])
+    predicted = {("TS", i): scored(base + 0.1 * i) for i in range(3)}
+    predicted |= {("ours", i): scored(base + 0.1 * i + 0.05) for i in range(3)}
+    predicted |= {("other", i): scored(base + 0.1 * i + 0.01) for i in range(3)}
+    predicted["lucky", 2] = scored(base + 0.2 + 0.02)  # the seed that is best for everybody
+    wanted = {m: {0.1: [(m, i) for i in range(3)]} for m in ("TS", "ours", "other", "lucky")}
+    entries, rows = statistics.entries_of(predicted, wanted, {("lucky", 0): "not finite"}, 200)
+    found, notes = statistics.compared(rows, entries, "TS", "ours")
+    by_pair = {(c.first, c.second): c for c in found}
+    assert set(by_pair) == {("ours", "TS"), ("other", "TS"), ("lucky", "TS"), ("ours", "other")}
+    assert by_pair["lucky", "TS"].value == pytest.approx(0.02)
+    assert (by_pair["lucky", "TS"].seeds, by_pair["ours", "TS"].seeds) == (1, 3)
+    assert by_pair["lucky", "TS"].low == pytest.approx(0.02)
+    assert any("lucky and TS at 10 %: over 1 of 3 seeds" in note for note in notes)
+    assert any(note.startswith("lucky at 10 %: seeds are missing") for note in notes)
+    assert (entries["lucky"][0.1].text(), entries["lucky"][0.1].failed) == ("47.0 (1/3)", "not finite")
 
 
 def test_settings_of_a_spec_have_defaults_that_say_what_they_are():
