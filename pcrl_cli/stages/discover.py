@@ -27,6 +27,8 @@ from pcrl_cli.core.plan import CropPlan, Prepared
 from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import Loader
+from pcrl_cli.engine import lock
+from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, resolve_device
 from pcrl_cli.methods.transvw import Describer
 from pcrl_cli.networks.blocks import gap
@@ -276,13 +278,17 @@ def _describe(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         describer = Describer(settings.width, training.stored(scans))
-    run = training.open_run(folder, "discover", settings, mark, overwrite=False)
-    loader = Loader(scans, "thumbnails", ("image",), cases, train.batch, settings.seed, device)
-    seen = patients_of.hashed(scans, scans.patients("train"), mark)
-    contract = training.contract_of(scans, describer.architecture, seen, "discover", scans.manifest["recipe"], 0)
-    Trainer(
-        describer, loader, train, run, device=device, metadata=training.metadata_of(contract), listener=listener
-    ).fit()
+    try:
+        _fit(
+            describer,
+            scans,
+            train,
+            training.open_run(folder, "discover", settings, mark, overwrite=False),
+            device,
+            listener,
+        )
+    finally:
+        lock.release()  # for the next process
     describer.eval()
     items = scans.read("thumbnails", ("image", "shape"), cases)
     rows = []
@@ -291,6 +297,20 @@ def _describe(
             x = to_unit(image.to(device), describer.stored)
             rows.append(gap(describer.encoder(x)[-1])[0].double().cpu().numpy())
     return np.stack(rows), items.arrays["shape"].astype(np.int64), list(cases)
+
+
+def _fit(
+    describer: Describer, scans: Cache, train: TrainConfig, run: Run, device: torch.device, listener: Listener
+) -> None:
+    """Trains it; the run says on what, so that `pcrl replay` can show a step that broke down."""
+    mark, seed, cases = run.record["fingerprint"], run.record["settings"]["seed"], scans.cases("train")
+    run.write_record(cache=str(scans.path.resolve()), cache_fingerprint=training.manifest_digest(scans))
+    loader = Loader(scans, "thumbnails", ("image",), cases, train.batch, seed, device)
+    seen = patients_of.hashed(scans, scans.patients("train"), mark)
+    contract = training.contract_of(scans, describer.architecture, seen, "discover", scans.manifest["recipe"], 0)
+    Trainer(
+        describer, loader, train, run, device=device, metadata=training.metadata_of(contract), listener=listener
+    ).fit()
 
 
 def _require_ours(out: Path, mark: str, source: Cache, overwrite: bool) -> None:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from chain import contents, settings
 
-from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.errors import ConfigError, NumericalError
 from pcrl_cli.data.cache import open_cache
+from pcrl_cli.engine import lock
 from pcrl_cli.stages.discover import DiscoverResult, discover_words
 from pcrl_cli.stages.pretrain import pretrain
+from pcrl_cli.stages.replay import replay
 from pcrl_cli.stages.results import Plan
 from pcrl_cli.stages.workspace import Workspace
 
@@ -100,3 +102,15 @@ def test_words_whose_manifest_is_torn_are_overwritten_and_nothing_beside(words, 
     discover_words(chain.cache, out=out, workspace=Workspace(tmp_path), layers=LAYERS, jobs=1, overwrite=True)
     assert not (out / "shards" / "old.h5").exists()
     assert len(open_cache(out).cases("all")) == len(open_cache(words.cache).cases("all"))
+
+
+def test_a_describer_that_breaks_down_is_shown_again_and_leaves_its_folder_free(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr("pcrl_cli.engine.schedule.factor", lambda *a: 1.0)
+    layers = [*LAYERS, *settings(train={"lr": 1e30})]
+    with pytest.raises(NumericalError):
+        discover_words(chain.cache, workspace=Workspace(tmp_path), layers=layers, jobs=1)
+    assert not lock._held
+    (capture,) = (tmp_path / "runs").glob("*/describer/captures/*")
+    done = replay(capture)
+    assert done.shown
+    assert set(done.terms) == {"restore"}
