@@ -18,7 +18,8 @@ from pcrl_cli.core.rng import Stream
 
 Shape = tuple[int, ...]
 BEZIER_POINTS = 1000
-"""Samples of the curve; the error against 100,000 is below 1e-4."""
+"""Samples of the curve. Against 100,000 the largest error of random curves is 6e-5; where the slope is infinite (control
+points in corners of the square) it is 5e-3."""
 BORDER = 3
 """Voxels at the faces that no box touches; fewer where a view is too small for that."""
 ROUNDS = 4

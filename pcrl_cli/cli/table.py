@@ -29,7 +29,7 @@ def command(
     where = console.choice("--cache-on", cache_on, ("auto", "gpu", "ram", "disk"))
     part = share(shard)
     from pcrl_cli.stages.results import Plan
-    from pcrl_cli.stages.table import frame, table
+    from pcrl_cli.stages.table import frame, require, table
     from pcrl_cli.stages.workspace import Workspace
 
     result = table(
@@ -48,6 +48,7 @@ def command(
     rows |= {name: "  ".join(cells) for name, cells in zip(*_text(frame(result)), strict=True)}
     rows |= {"cells": f"{result.done} of {result.cells}", "failed": len(result.failed), "report": result.report}
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.out)
+    require(result)
 
 
 def _text(shown: Any) -> tuple[list[str], list[list[str]]]:

@@ -39,6 +39,9 @@ class Config(Settings):
     moves: int = Field(10, ge=0)
     adversary: Literal["wgan_gp", "none"] = "wgan_gp"
     restore_weight: float = Field(100.0, gt=0, description="of the MSE, beside an adversary; alone: 1")
+    deceive_weight: float = Field(
+        1.0, ge=0, description="of the adversary, for the restorer; preset matched: both / 100"
+    )
     penalty_weight: float = Field(10.0, ge=0)
 
     def arrays(self, dim: int) -> tuple[str, ...]:
@@ -103,7 +106,7 @@ class Rubik(Learner):
         return views | ({"u": streams.fork("between").uniform()} if self.critic is not None else {})
 
     def losses(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
-        """main: w MSE(G(g), x) - mean D(G(g)); critic: mean D(G(g)) - mean D(x) + 10 mean (|grad D(between)| - 1)^2."""
+        """main: w MSE(G(g), x) - v mean D(G(g)); critic: mean D(G(g)) - mean D(x) + 10 mean (|grad D(between)| - 1)^2."""
         if player == "critic":
             return self._critic(views)
         restored = self.restorer(views["g"])
@@ -112,7 +115,7 @@ class Rubik(Learner):
             return {"restore": restore}
         still = {name: p.detach() for name, p in self.critic.named_parameters()}
         score = torch.func.functional_call(self.critic, still, (restored, views["g"]))
-        return {"restore": self.config.restore_weight * restore, "deceive": -score.mean()}
+        return {"restore": self.config.restore_weight * restore, "deceive": -self.config.deceive_weight * score.mean()}
 
     def _critic(self, views: Views) -> dict[str, Tensor]:
         assert self.critic is not None

@@ -27,11 +27,16 @@ class Entry:
     seeds: int
     failed: str | None = None
 
+    @property
+    def complete(self) -> bool:
+        return len(self.values) == self.seeds
+
     def text(self) -> str:
-        """76.6 ± 0.4; `fail` where the training broke down; a dash where it is not done."""
+        """76.6 ± 0.4, and (2/5) where only so many seeds are done; `fail` where all broke down; a dash: not done."""
         if self.mean is None:
             return "fail" if self.failed else "–"
-        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.sd:.1f}" if self.sd is not None else "")
+        done = "" if self.complete else f" ({len(self.values)}/{self.seeds})"
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.sd:.1f}" if self.sd is not None else "") + done
 
 
 Entries = Mapping[str, Mapping[float, Entry]]
@@ -73,8 +78,11 @@ def efficiency_curves(entries: Entries, metric: str, printed: Mapping[str, Mappi
 
 
 def latex(entries: Entries, ratios: Sequence[float], caption: str, printed: Mapping[str, Mapping[float, float]]) -> str:
-    """A booktabs table, the best of every column in bold; the paper's own numbers in grey below each method."""
-    best = {r: max((cells[r].mean or -1.0 for cells in entries.values() if r in cells), default=-1.0) for r in ratios}
+    """A booktabs table, the best of every column in bold, of entries with all seeds; the paper's own numbers in grey below."""
+    best = {
+        r: max((e.mean or -1.0 for cells in entries.values() if (e := cells.get(r)) and e.complete), default=-1.0)
+        for r in ratios
+    }
     lines = [
         "% needs booktabs and xcolor",
         "\\begin{table}",
@@ -89,7 +97,7 @@ def latex(entries: Entries, ratios: Sequence[float], caption: str, printed: Mapp
         for r in ratios:
             entry = cells.get(r)
             text = entry.text().replace(" ± ", " $\\pm$ ").replace("–", "--") if entry else "--"
-            top = entry is not None and entry.mean is not None and entry.mean == best[r]
+            top = entry is not None and entry.complete and entry.mean == best[r]
             row.append(f"\\textbf{{{text}}}" if top else text)
         lines.append(" & ".join([_escaped(name), *row]) + " \\\\")
         if printed.get(name):
@@ -106,10 +114,10 @@ def as_csv(entries: Entries) -> bytes:
     """A row a method and ratio."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["method", "ratio", "mean", "sd", "low", "high", "seeds", "failed", "values"])
+    writer.writerow(["method", "ratio", "mean", "sd", "low", "high", "seeds", "asked for", "failed", "values"])
     for name, cells in entries.items():
         for ratio, e in cells.items():
             numbers = ["" if v is None else f"{v:.6g}" for v in (e.mean, e.sd, e.low, e.high)]
             values = " ".join(f"{v:.6g}" for v in e.values)
-            writer.writerow([name, f"{ratio:g}", *numbers, len(e.values), e.failed or "", values])
+            writer.writerow([name, f"{ratio:g}", *numbers, len(e.values), e.seeds, e.failed or "", values])
     return buffer.getvalue().encode()

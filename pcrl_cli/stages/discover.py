@@ -20,12 +20,15 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.config import Layer, Settings, build
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.files import fingerprint as fingerprint_of
+from pcrl_cli.core.files import write_atomic
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan, Prepared
 from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.data.loader import Loader
+from pcrl_cli.engine import lock
+from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, resolve_device
 from pcrl_cli.methods.transvw import Describer
 from pcrl_cli.networks.blocks import gap
@@ -36,6 +39,8 @@ from pcrl_cli.report.html import Picture, Report, Section, write_report
 from pcrl_cli.stages import patients as patients_of
 from pcrl_cli.stages import training
 from pcrl_cli.stages.kinds import kind_of
+from pcrl_cli.stages.prep import OF_A_CACHE, require_cache_or_nothing
+from pcrl_cli.stages.prep import _manifest as manifest_in
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
@@ -108,9 +113,11 @@ def discover_words(
     Args:
         cache: of crop pairs; its reader, settings and split are the words' too. Default: the workspace's only one.
         out: defaults to the workspace's cache/NAME-words. data: where the scans are now, if they were moved.
+        overwrite: deletes words that lie there, and nothing else.
 
     Raises:
-        ConfigError: the cache is not of scans. DataError: there is no place for so many words.
+        ConfigError: the cache is not of scans; `out` holds something else than words, or (without overwrite) others.
+        DataError: there is no place for so many words.
     """
     began, listener, workspace = time.perf_counter(), listener or Listener(), workspace or Workspace()
     path = cache or workspace.find_cache(3, "pairs")
@@ -123,6 +130,7 @@ def discover_words(
     out = out or workspace.cache(f"{path.name}-words")
     mark = fingerprint_of([settings.model_dump(mode="json"), training.manifest_digest(source)])
     work = workspace.run("discover", path.name, mark)
+    _require_ours(out, mark, source, overwrite)
     cases, reading = _scans(source, data)
     notes: list[str] = []
     members = min(settings.words.neighbours, len(cases))
@@ -137,9 +145,8 @@ def discover_words(
     for note in notes:
         listener.warn(note)
     if overwrite:
-        for folder in (out, work):
-            shutil.rmtree(folder, ignore_errors=True)
-    _require_ours(out, mark)
+        _clear(out)
+        shutil.rmtree(work, ignore_errors=True)
     root = Path(data or source.manifest["data"])
     scans = _build(source, cases, reading, settings.thumbnails, work / "scans", mark, jobs, root, listener)
     descriptors, shapes, names = _describe(settings, scans, work / "describer", mark, resolve_device(device), listener)
@@ -240,7 +247,7 @@ def _build(
     header |= {"settings": manifest["settings"] | {"discovered": mark}, "classes": [f"word {i}" for i in range(words)]}
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "split.json").exists():
-        shutil.copyfile(source.path / "split.json", folder / "split.json")
+        write_atomic(folder / "split.json", (source.path / "split.json").read_bytes())
     listener.begin(f"cutting {plan.group}", len(cases), "scans")
     try:
         build_cache(
@@ -271,13 +278,17 @@ def _describe(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         describer = Describer(settings.width, training.stored(scans))
-    run = training.open_run(folder, "discover", settings, mark, overwrite=False)
-    loader = Loader(scans, "thumbnails", ("image",), cases, train.batch, settings.seed, device)
-    seen = patients_of.hashed(scans, scans.patients("train"), mark)
-    contract = training.contract_of(scans, describer.architecture, seen, "discover", scans.manifest["recipe"], 0)
-    Trainer(
-        describer, loader, train, run, device=device, metadata=training.metadata_of(contract), listener=listener
-    ).fit()
+    try:
+        _fit(
+            describer,
+            scans,
+            train,
+            training.open_run(folder, "discover", settings, mark, overwrite=False),
+            device,
+            listener,
+        )
+    finally:
+        lock.release()  # for the next process
     describer.eval()
     items = scans.read("thumbnails", ("image", "shape"), cases)
     rows = []
@@ -288,14 +299,45 @@ def _describe(
     return np.stack(rows), items.arrays["shape"].astype(np.int64), list(cases)
 
 
-def _require_ours(out: Path, mark: str) -> None:
-    """Refuses a folder that holds something else.
+def _fit(
+    describer: Describer, scans: Cache, train: TrainConfig, run: Run, device: torch.device, listener: Listener
+) -> None:
+    """Trains it; the run says on what, so that `pcrl replay` can show a step that broke down."""
+    mark, seed, cases = run.record["fingerprint"], run.record["settings"]["seed"], scans.cases("train")
+    run.write_record(cache=str(scans.path.resolve()), cache_fingerprint=training.manifest_digest(scans))
+    loader = Loader(scans, "thumbnails", ("image",), cases, train.batch, seed, device)
+    seen = patients_of.hashed(scans, scans.patients("train"), mark)
+    contract = training.contract_of(scans, describer.architecture, seen, "discover", scans.manifest["recipe"], 0)
+    Trainer(
+        describer, loader, train, run, device=device, metadata=training.metadata_of(contract), listener=listener
+    ).fit()
+
+
+def _require_ours(out: Path, mark: str, source: Cache, overwrite: bool) -> None:
+    """Refuses a folder that holds something else, which `overwrite` would delete.
+
+    Words whose manifest is not there yet, or torn, are known by the split, which is the source's and written first.
 
     Raises:
-        ConfigError: another cache, words of other settings, or what is no cache.
+        ConfigError: another cache, words of other settings (these may be overwritten), or what is no cache.
     """
+    require_cache_or_nothing(out)
     if not out.exists() or not any(out.iterdir()):
         return
-    found = open_cache(out).manifest.get("discovered") if (out / "manifest.json").exists() else None
-    if found != mark and (out / "manifest.json").exists():
-        raise ConfigError(f"{out} holds a cache of other words or of none; choose another --out, or --overwrite")
+    manifest, split = manifest_in(out), out / "split.json"
+    if manifest is None and not (split.exists() and split.read_bytes() == (source.path / "split.json").read_bytes()):
+        raise ConfigError(f"{out} holds something else than visual words; choose another --out")
+    found = mark if manifest is None else manifest.get("discovered")
+    if found is None:
+        raise ConfigError(f"{out} holds a cache that is not of visual words; choose another --out")
+    if found != mark and not overwrite:
+        raise ConfigError(f"{out} holds a cache of other words; choose another --out, or --overwrite")
+
+
+def _clear(out: Path) -> None:
+    """Deletes what a cache consists of."""
+    for path in [*(out / name for name in OF_A_CACHE), *out.glob("*.tmp")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -98,8 +98,7 @@ def evaluate(
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
     workflow, given = workflow_of(module), _options(module, settings.task, options or {})
-    name = f"{split}-{opened.path.name}" if external else split
-    out = folder / "evaluation" / "-".join([name, *(_mark(key, value) for key, value in given.items())])
+    out = folder_of(folder, settings.task, split, options or {}, opened.path if external else None)
     learned = tuple(opened_run.record.get("prepared", {}).get("classes") or ())
     work = Work(module, settings, opened, where, listener, out, learned=learned)
     check_thresholds(fail_under or {}, workflow.metric_names(work))
@@ -146,6 +145,17 @@ def _options(module: Any, task: str, options: Mapping[str, Any]) -> dict[str, An
         if name not in known:
             raise UsageError(f"--{name.replace('_', '-')} is not for the task {task}; leave it out")
     return given
+
+
+def folder_of(run: Path, task: str, split: SplitName, options: Mapping[str, Any], external: Path | None = None) -> Path:
+    """Where the evaluation of a run with these options is. external: the cache, if that is not the run's own.
+
+    Raises:
+        UsageError: an option that this task's workflow does not know.
+    """
+    given = _options(find("task", task, TASKS), task, options)
+    name = split if external is None else f"{split}-{external.name}"
+    return run / "evaluation" / "-".join([name, *(_mark(key, value) for key, value in given.items())])
 
 
 def _mark(option: str, value: Any) -> str:

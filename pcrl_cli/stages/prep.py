@@ -286,11 +286,7 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], cases: list[Case
     Raises:
         ConfigError: it holds other settings (their names are listed), other patients, or what is no cache.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file, not a folder for a cache; choose another --out")
-    strange = sorted(p.name for p in out.glob("*") if p.name not in OF_A_CACHE and not p.name.endswith(".tmp"))
-    if strange:
-        raise ConfigError(f"{out} holds what no cache holds ({strange[0]}); choose another --out")
+    require_cache_or_nothing(out)
     path = out / "manifest.json"
     if overwrite and out.exists():
         return "to be made again"
@@ -305,6 +301,17 @@ def _state(out: Path, fingerprint: str, header: dict[str, Any], cases: list[Case
             f"{out} holds a cache with other settings (different: {keys}); choose another --out, or --overwrite"
         )
     return "to be continued"
+
+
+def require_cache_or_nothing(out: Path) -> None:
+    """Raises:
+    ConfigError: it is a file, or a folder that holds what no cache holds.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file, not a folder for a cache; choose another --out")
+    strange = sorted(p.name for p in out.glob("*") if p.name not in OF_A_CACHE and not p.name.endswith(".tmp"))
+    if strange:
+        raise ConfigError(f"{out} holds what no cache holds ({strange[0]}); choose another --out")
 
 
 def _manifest(out: Path) -> dict[str, Any] | None:

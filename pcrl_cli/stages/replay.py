@@ -17,6 +17,8 @@ from pcrl_cli.engine.replay import Replayed, replay_step
 from pcrl_cli.engine.run import Run, unseal, unseal_capture
 from pcrl_cli.engine.trainer import Device, TrainConfig, resolve_device, resolve_precision
 from pcrl_cli.methods import METHODS
+from pcrl_cli.methods.transvw import Describer
+from pcrl_cli.stages.discover import DiscoverSettings
 from pcrl_cli.stages.finetune import FinetuneSettings, build_task
 from pcrl_cli.stages.pretrain import PretrainSettings, build_learner
 from pcrl_cli.stages.results import Result
@@ -96,6 +98,9 @@ def _learner(run: Run, cache: Path | None) -> tuple[Learner, TrainConfig]:
         config = find("method", values["method"], METHODS).Config
         settings = validate(PretrainSettings[config], values)  # type: ignore[valid-type]
         return build_learner(settings, opened), settings.train
+    if verb == "discover":
+        words = validate(DiscoverSettings, values)
+        return Describer(words.width, stored(opened)), words.train
     config = find("task", values["task"], TASKS).Config
     tuning = validate(FinetuneSettings[config], values)  # type: ignore[valid-type]
     architecture = Architecture.model_validate(run.record["architecture"])

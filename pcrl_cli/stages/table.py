@@ -2,10 +2,12 @@
 
 Everything lies in one folder, a run a cell; a cell that is done is not done again, whatever stopped the call before.
 
-    OUT/pretrain/METHOD[-aside-R][-seed-S]/    OUT/finetune/METHOD/RATIO/seed-S/    OUT/table.{json,csv,tex}, report.html
+    OUT/pretrain/METHOD[-aside-R]-seed-S/      OUT/finetune/METHOD/RATIO/seed-S/    OUT/table.{json,csv,tex}, report.html
+    OUT/failed/{pretrain,finetune}/*.json: why
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +18,7 @@ from pydantic import Field, model_validator
 
 from pcrl_cli.core import files
 from pcrl_cli.core.config import Layer, Settings, file_layer, validate
-from pcrl_cli.core.errors import ConfigError, NumericalError
+from pcrl_cli.core.errors import ConfigError, DataError, NumericalError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.data.loader import CacheOn
@@ -24,7 +26,7 @@ from pcrl_cli.engine.trainer import Device, resolve_device
 from pcrl_cli.methods import METHODS
 from pcrl_cli.report.comparison import Entry
 from pcrl_cli.report.paper_numbers import TABLES
-from pcrl_cli.stages.evaluate import EvaluateResult, evaluate
+from pcrl_cli.stages.evaluate import EvaluateResult, evaluate, folder_of
 from pcrl_cli.stages.finetune import FinetuneResult, finetune, finetune_settings
 from pcrl_cli.stages.pretrain import PretrainResult, pretrain, pretrain_settings
 from pcrl_cli.stages.results import Plan, Result
@@ -32,6 +34,9 @@ from pcrl_cli.stages.statistics import Predicted, compared, entries_of
 from pcrl_cli.stages.table_report import write_table
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
+
+LESS_IS_BETTER = ("hd95_", "assd_", "ravd_")
+"""Metrics, in mm or percent, that entries times 100 and `the best` would misread."""
 
 
 class Arm(Settings):
@@ -54,10 +59,6 @@ class Arm(Settings):
         if self.method is None and (self.pretrain or self.config or self.cache):
             raise ValueError("pretrain, config and cache belong to a row with a method")
         return self
-
-    @property
-    def scratch(self) -> bool:
-        return self.method is None and self.weights is None
 
 
 class TableSpec(Settings):
@@ -94,6 +95,11 @@ class TableSpec(Settings):
             raise ValueError(f"seeds {list(self.seeds)} must differ")
         if self.set_aside == "ratio" and 1.0 in self.ratios:
             raise ValueError("set_aside: ratio leaves nobody to pre-train on at ratio 1; leave 1 out or set a number")
+        if (self.metric or "").startswith(LESS_IS_BETTER):
+            raise ValueError(
+                f"metric {self.metric}: of {', '.join(f'{m}*' for m in LESS_IS_BETTER)} less is better, and a table holds "
+                "shares of which more is: dice, dice_*, nsd_*, auroc or auroc_*"
+            )
         if self.paper_table is not None and self.paper_table not in TABLES:
             raise ValueError(f"the paper's tables that are kept are {', '.join(map(str, TABLES))}")
         return self
@@ -104,6 +110,10 @@ class Cell:
     method: str
     ratio: float
     seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.ratio:g} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,10 @@ class Unit:
 
 
 class TableResult(Result):
-    """entries: by method and ratio. costs: hours and samples by method. missing: cells that are not done."""
+    """entries: by method and ratio. costs: hours and samples by method. missing: cells that are not done.
+
+    failed: why, by pre-training or cell. exit_code: what the command ends with, see `require`.
+    """
 
     schema_name: ClassVar[str] = "pcrl.table/1"
     out: Path
@@ -126,6 +139,7 @@ class TableResult(Result):
     done: int
     cells: int
     failed: dict[str, str]
+    exit_code: int
     missing: list[str]
     entries: dict[str, dict[str, dict[str, Any]]]
     comparisons: list[dict[str, Any]]
@@ -160,7 +174,7 @@ class Table:
                     of = (seed,) if len(seeds) > 1 else self.spec.seeds
                     cells = tuple(Cell(name, ratio, s) for ratio in ratios for s in of)
                     label = name + (f"-aside-{aside:g}" if aside and arm.method else "")
-                    label += f"-seed-{seed}" if len(seeds) > 1 else ""
+                    label += f"-seed-{seed}" if arm.method else f"-{ratios[0]:g}"
                     found.append(Unit(label, name, aside, seed, cells))
         return found
 
@@ -178,34 +192,47 @@ class Table:
         return self.out / "finetune" / cell.method / f"{cell.ratio:g}" / f"seed-{cell.seed}"
 
     def evaluation(self, cell: Cell) -> Path | None:
-        """Where a cell's numbers are, if it is done."""
-        found = sorted((self.folder(cell) / "evaluation").glob(f"{self.spec.split}*/evaluation.json"))
-        return found[0] if found else None
+        """Where a cell's numbers are, if it is done: those of the spec's part and options, on the run's own cache."""
+        folder = folder_of(self.folder(cell), self.spec.task, self.spec.split, self.spec.evaluate)
+        path = folder / "evaluation.json"
+        return path if path.exists() else None
 
     def pretraining(self, unit: Unit) -> Path:
         return self.out / "pretrain" / unit.name
 
-    def failure(self, unit: Unit) -> Path:
-        return self.out / "failed" / f"{unit.name}.json"
+    def failure(self, of: Unit | Cell) -> Path:
+        """Where it is written why a pre-training or a cell failed."""
+        if isinstance(of, Unit):
+            return self.out / "failed" / "pretrain" / f"{of.name}.json"
+        return self.out / "failed" / "finetune" / of.method / f"{of.ratio:g}" / f"seed-{of.seed}.json"
 
     # ---- doing it ----------------------------------------------------------------------------------------------------
 
     def run(self, unit: Unit) -> None:
-        """Pre-trains, and fine-tunes and evaluates every cell that is not done; a break-down is written down."""
+        """Pre-trains, and fine-tunes and evaluates every cell that is not done; whatever fails, the others go on."""
         left = [cell for cell in unit.cells if self.evaluation(cell) is None]
         if not left:
             return
-        try:
-            weights = self._pretrained(unit)
-            for cell in left:
+        weights, ready = None, False
+        with self._noted(unit):
+            weights, ready = self._pretrained(unit), True
+        for cell in left if ready else ():
+            with self._noted(cell):
                 self._cell(cell, weights)
-        except NumericalError as error:
-            self.listener.warn(f"{unit.name}: {error}")
-            with files.blame_machine(self.failure(unit)):
-                self.failure(unit).parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(self.failure(unit), {"reason": str(error)})
+
+    @contextmanager
+    def _noted(self, of: Unit | Cell) -> Iterator[None]:
+        """A break-down or a refusal is written down, and forgotten when it goes well the next time."""
+        path = self.failure(of)
+        try:
+            yield
+        except (NumericalError, ConfigError, DataError) as error:
+            self.listener.warn(f"{of.name}: {error}")
+            with files.blame_machine(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, {"reason": str(error), "exit_code": error.exit_code})
         else:
-            self.failure(unit).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def _pretrained(self, unit: Unit) -> Path | None:
         arm = self.spec.methods[unit.method]
@@ -295,15 +322,17 @@ class Table:
         """Resolves the settings of every cell before the first is begun.
 
         Raises:
-            ConfigError, UsageError: a name or a setting that does not exist.
+            ConfigError, UsageError: a name, a setting or an option that does not exist.
         """
         find("task", self.spec.task, TASKS)
+        folder_of(self.out, self.spec.task, self.spec.split, self.spec.evaluate)
         for unit in self.units():
             arm = self.spec.methods[unit.method]
             if arm.method is not None:
                 find("method", arm.method, METHODS)
                 pretrain_settings(**self._pretrain_call(unit))
-            finetune_settings(**self._finetune_call(unit.cells[0]))
+            for cell in unit.cells:
+                finetune_settings(**self._finetune_call(cell))
 
     # ---- what came out -----------------------------------------------------------------------------------------------
 
@@ -321,22 +350,18 @@ class Table:
             if metric not in found.metrics:
                 raise ConfigError(f"the task {spec.task} has no metric {metric}; it has {', '.join(found.metrics)}")
             predicted[cell] = Predicted.read(path.parent / "predictions.csv", metric, found.metrics[metric].value)
-        failed = {
-            unit.name: files.read_json(self.failure(unit))["reason"]
-            for unit in self.units()
-            if self.failure(unit).exists()
-        }
-        by_method = {unit.method: failed[unit.name] for unit in self.units() if unit.name in failed}
+        failed, reasons, codes = self._failures(predicted)
         wanted = {name: {r: [Cell(name, r, s) for s in spec.seeds] for r in spec.ratios} for name in spec.methods}
-        entries, rows = entries_of(predicted, wanted, by_method, spec.bootstrap)
+        entries, rows = entries_of(predicted, wanted, reasons, spec.bootstrap)
         comparisons, notes = compared(rows, entries, spec.scratch, spec.focus)
-        missing = [f"{c.method} {c.ratio:g} seed {c.seed}" for c in self.cells() if c not in predicted]
+        missing = [cell.name for cell in self.cells() if cell not in predicted]
         return TableResult(
             out=self.out,
             metric=metric or "?",
             done=len(predicted),
             cells=len(predicted) + len(missing),
             failed=failed,
+            exit_code=max(codes, default=0),
             missing=missing,
             entries={m: {f"{r:g}": asdict(e) for r, e in cells.items()} for m, cells in entries.items()},
             comparisons=[asdict(c) for c in comparisons],
@@ -346,6 +371,23 @@ class Table:
             latex=self.out / "table.tex",
             report=self.out / "report.html",
         )
+
+    def _failures(self, done: Collection[Cell]) -> tuple[dict[str, str], dict[Cell, str], list[int]]:
+        """Reasons by name, reasons by cell that is not done, and exit codes."""
+        named: dict[str, str] = {}
+        of_cells: dict[Cell, str] = {}
+        codes = []
+        for unit in self.units():
+            left = [cell for cell in unit.cells if cell not in done]
+            tried: list[Unit | Cell] = [unit, *left] if left else []
+            for of in tried:
+                path = self.failure(of)
+                if path.exists():
+                    found = files.read_json(path)
+                    named[of.name] = found["reason"]
+                    codes.append(int(found["exit_code"]))
+                    of_cells |= dict.fromkeys(left if isinstance(of, Unit) else [of], found["reason"])
+        return named, of_cells, codes
 
     def _costs(self, name: str) -> dict[str, Any]:
         """Hours and samples of a row's pre-trainings and fine-tunings that are finished, and what a step of it is."""
@@ -464,6 +506,23 @@ def table(
     return result
 
 
+def require(result: TableResult) -> None:
+    """Ends a command of which something failed; the table of all else is written by then.
+
+    Raises:
+        NumericalError: a training broke down, of this or another worker. DataError, ConfigError: none did, but some were
+            refused.
+    """
+    if not result.failed:
+        return
+    kind = {3: ConfigError, 4: DataError}.get(result.exit_code, NumericalError)
+    first, reason = next(iter(result.failed.items()))
+    raise kind(
+        f"{len(result.failed)} of the table's pre-trainings and cells failed (the first: {first}: {reason}); the others are "
+        f"in {result.report}, and the same command tries the failed ones again"
+    )
+
+
 def _keep(out: Path, spec: TableSpec) -> None:
     """The spec in its folder.
 
@@ -481,7 +540,7 @@ def _keep(out: Path, spec: TableSpec) -> None:
             raise ConfigError(
                 f"{out} holds the cells of another spec (different: {', '.join(changed)}); choose another --out or name"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(not p.name.startswith(".") for p in out.iterdir()):  # dots: another worker's, just begun
         raise ConfigError(f"{out} holds something else than a table; choose another --out")
     with files.blame_machine(out):
         out.mkdir(parents=True, exist_ok=True)

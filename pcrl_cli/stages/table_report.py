@@ -72,10 +72,11 @@ def _sections(
                 "differ from the paper's: compare the order of the methods, not the values."
             )
         )
-    warnings = [f"{name} broke down: {reason}" for name, reason in result.failed.items()]
+    warnings = [f"{name} failed: {reason}" for name, reason in result.failed.items()]
     if result.missing:
+        more = " ..." if len(result.missing) > 8 else ""
         warnings.append(
-            f"{len(result.missing)} of {result.cells} cells are not done: {', '.join(result.missing[:8])} ..."
+            f"{len(result.missing)} of {result.cells} cells are not done: {', '.join(result.missing[:8])}{more}"
         )
     if len(spec.seeds) < 3:
         warnings.append(f"{len(spec.seeds)} seeds: a standard deviation over so few says little")
@@ -131,13 +132,14 @@ def _comparisons(result: "TableResult") -> list[Block]:
                 percent(c["ratio"]),
                 f"{c['first']} - {c['second']}",
                 c["kind"],
+                c["seeds"],
                 f"{100 * c['value']:+.1f}",
                 limits,
                 c["p"],
                 c["adjusted"],
             ]
         )
-    header = ["labels", "difference", "why", "x 100", "95 % interval", "p", "p (Holm)"]
+    header = ["labels", "difference", "why", "seeds", "x 100", "95 % interval", "p", "p (Holm)"]
     return [
         HtmlTable(header, rows, "Paired bootstrap over patients of the mean over seeds; Holm over all rows.", digits=4)
     ]

@@ -6,6 +6,7 @@ from small import NOW, batch, learner, total, views
 from torch import nn
 
 from pcrl_cli.methods.rubik import gradient_penalty
+from pcrl_cli.stages.pretrain import pretrain_settings
 
 
 def test_neither_player_gives_the_others_parameters_a_gradient():
@@ -21,12 +22,12 @@ def test_neither_player_gives_the_others_parameters_a_gradient():
 
 
 def test_the_terms_are_the_plain_formulas():
-    rubik = learner("rubik", restore_weight=7.0, penalty_weight=3.0).eval()
+    rubik = learner("rubik", restore_weight=7.0, deceive_weight=0.5, penalty_weight=3.0).eval()
     seen = views(rubik, batch())
     restored = rubik.restorer(seen["g"])
     main, critic = rubik.losses(seen, NOW, "main"), rubik.losses(seen, NOW, "critic")
     assert torch.allclose(main["restore"], 7 * (restored - seen["x"]).square().mean())
-    assert torch.allclose(main["deceive"], -rubik.critic(restored, seen["g"]).mean())
+    assert torch.allclose(main["deceive"], -0.5 * rubik.critic(restored, seen["g"]).mean())
     tell = rubik.critic(restored, seen["g"]).mean() - rubik.critic(seen["x"], seen["g"]).mean()
     assert torch.allclose(critic["tell"], tell, atol=1e-6)
     u = seen["u"].view(-1, 1, 1, 1, 1)
@@ -75,3 +76,9 @@ def test_the_input_is_the_crop_with_its_voxels_in_other_places():
     still = views(learner("rubik", adversary="none", moves=0), batch())
     z = (still["x"] - still["x"].mean(dim=(1, 2, 3, 4), keepdim=True)).flatten(1)
     assert torch.allclose(z / z.std(dim=1, keepdim=True), still["g"].flatten(1), atol=1e-4)
+
+
+def test_matched_weighs_the_adversary_as_native_does_and_the_restoration_as_the_other_methods_do():
+    matched, native = (pretrain_settings("rubik", preset=name, dim="3d")[0].learner for name in ("matched", "native"))
+    assert matched.restore_weight == 1
+    assert matched.restore_weight / matched.deceive_weight == native.restore_weight / native.deceive_weight == 100

@@ -1,14 +1,19 @@
 """From a cache of crop pairs to visual words, and TransVW trained on them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from chain import contents, settings
 
-from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.errors import ConfigError, NumericalError
 from pcrl_cli.data.cache import open_cache
+from pcrl_cli.engine import lock
 from pcrl_cli.stages.discover import DiscoverResult, discover_words
 from pcrl_cli.stages.pretrain import pretrain
+from pcrl_cli.stages.replay import replay
 from pcrl_cli.stages.results import Plan
+from pcrl_cli.stages.workspace import Workspace
 
 LAYERS = settings(
     width=2,
@@ -47,8 +52,6 @@ def test_again_changes_nothing_and_from_nothing_gives_the_same_bytes(words, chai
     before = contents(words.cache / "shards")
     discover_words(chain.cache, out=words.cache, workspace=chain.workspace, layers=LAYERS, jobs=1)
     assert contents(words.cache / "shards") == before
-    from pcrl_cli.stages.workspace import Workspace
-
     other = discover_words(chain.cache, out=tmp_path / "w", workspace=Workspace(tmp_path), layers=LAYERS, jobs=1)
     again = {name: data for name, data in contents(other.cache / "shards").items() if name.endswith(".h5")}
     assert again == {name: data for name, data in before.items() if name.endswith(".h5")}
@@ -70,6 +73,44 @@ def test_a_plan_says_that_words_of_half_the_patients_are_hardly_words(chain):
     assert "mostly the same ones" in plan.figures["notes"][0]
 
 
-def test_what_others_made_is_not_overwritten(chain):
-    with pytest.raises(ConfigError, match="other words or of none"):
-        discover_words(chain.cache, out=chain.cache, workspace=chain.workspace, layers=LAYERS)
+def test_what_others_made_is_not_overwritten(chain, words, tmp_path):
+    foreign = tmp_path / "thesis"
+    (foreign / "shards").mkdir(parents=True)
+    (foreign / "notes.txt").write_text("years of work", "utf-8")
+    unsealed = tmp_path / "unsealed"
+    (unsealed / "shards").mkdir(parents=True)
+    others = {chain.cache: "not of visual words", foreign: "notes.txt", unsealed: "something else than visual words"}
+    for out, why in others.items():
+        before = contents(out)
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=why):
+                discover_words(chain.cache, out=out, workspace=chain.workspace, layers=LAYERS, overwrite=overwrite)
+        assert contents(out) == before
+    with pytest.raises(ConfigError, match="other words"):
+        discover_words(chain.cache, out=words.cache, workspace=chain.workspace, layers=[*LAYERS, *settings(seed=1)])
+    plan = discover_words(
+        chain.cache, out=words.cache, layers=LAYERS, workspace=chain.workspace, overwrite=True, dry_run=True
+    )
+    assert isinstance(plan, Plan)
+
+
+def test_words_whose_manifest_is_torn_are_overwritten_and_nothing_beside(words, chain, tmp_path):
+    out = tmp_path / "words"
+    shutil.copytree(words.cache, out)
+    (out / "manifest.json").write_text("{", "utf-8")
+    (out / "shards" / "old.h5").touch()
+    discover_words(chain.cache, out=out, workspace=Workspace(tmp_path), layers=LAYERS, jobs=1, overwrite=True)
+    assert not (out / "shards" / "old.h5").exists()
+    assert len(open_cache(out).cases("all")) == len(open_cache(words.cache).cases("all"))
+
+
+def test_a_describer_that_breaks_down_is_shown_again_and_leaves_its_folder_free(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr("pcrl_cli.engine.schedule.factor", lambda *a: 1.0)
+    layers = [*LAYERS, *settings(train={"lr": 1e30})]
+    with pytest.raises(NumericalError):
+        discover_words(chain.cache, workspace=Workspace(tmp_path), layers=layers, jobs=1)
+    assert not lock._held
+    (capture,) = (tmp_path / "runs").glob("*/describer/captures/*")
+    done = replay(capture)
+    assert done.shown
+    assert set(done.terms) == {"restore"}

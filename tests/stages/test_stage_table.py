@@ -9,6 +9,7 @@ from chain import contents
 
 from pcrl_cli.core import files
 from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.pure import compare
 from pcrl_cli.stages import statistics
 from pcrl_cli.stages import table as stage
 from pcrl_cli.stages.results import Plan
@@ -64,7 +65,7 @@ def numbers(folder, ratio=0.4):
     return {
         name: data
         for name, data in contents(folder).items()
-        if name.endswith(kept) and (f"/{ratio}/" in name or f"-aside-{ratio}/" in name)
+        if name.endswith(kept) and (f"/{ratio}/" in name or f"-aside-{ratio}-" in name)
     }
 
 
@@ -85,10 +86,10 @@ def test_pre_training_left_out_the_labelled_patients_of_its_ratio(whole):
         record = files.read_json(folder / "run.json")
         aside[folder.name] = (record["settings"]["set_aside"], record["result"]["patients"])
     assert {name: share for name, (share, _) in aside.items()} == {
-        "MG-aside-0.4": 0.4, "MG-aside-0.6": 0.6, "PCRLv2-aside-0.4": 0.4, "PCRLv2-aside-0.6": 0.6,
-    }  # fmt: skip
+        f"{method}-aside-{ratio}-seed-0": ratio for method in ("MG", "PCRLv2") for ratio in (0.4, 0.6)
+    }
     for method in ("MG", "PCRLv2"):
-        assert aside[f"{method}-aside-0.4"][1] > aside[f"{method}-aside-0.6"][1]
+        assert aside[f"{method}-aside-0.4-seed-0"][1] > aside[f"{method}-aside-0.6-seed-0"][1]
     for run in (whole.out / "finetune").glob("*/*/*/run.json"):
         assert files.read_json(run)["result"]["overlap"].get("labelled", 0) == 0
 
@@ -192,6 +193,8 @@ def test_a_spec_may_grow_but_not_change(whole, chain, write, tmp_path):
         ({"pretrain": {"train": {"rl": 1}}}, "did you mean train.lr"),
         ({"paper_table": 3}, "paper's tables"),
         ({"task": "nothing"}, "no task"),
+        ({"evaluate": {"resolution": 3}}, "not for the task luna"),
+        ({"metric": "hd95_liver"}, "less is better"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -218,13 +221,75 @@ def test_a_method_that_breaks_down_is_a_fail_in_its_row_and_the_others_go_on(cha
 
     monkeypatch.setattr(stage, "pretrain", breaks)
     found = table(write(ratios=[0.4], seeds=[0]), out=tmp_path / "out", workspace=chain.workspace)
-    assert found.failed == {"MG-aside-0.4": "restore is not finite at step 3"}
+    assert found.failed == {"MG-aside-0.4-seed-0": "restore is not finite at step 3"}
+    with pytest.raises(NumericalError, match="tries the failed ones again"):
+        stage.require(found)
     assert stage.frame(found).loc["MG", "0.4"] == "fail"
     assert found.entries["PCRLv2"]["0.4"]["mean"] is not None
     monkeypatch.setattr(stage, "pretrain", real)
     again = table(tmp_path / "spec.yaml", out=tmp_path / "out", workspace=chain.workspace)
     assert again.failed == {}
     assert again.missing == []
+    stage.require(again)
+
+
+def test_a_cell_that_fails_takes_no_other_with_it(chain, write, tmp_path, monkeypatch):
+    from pcrl_cli.core.errors import DataError, NumericalError
+
+    real = stage.finetune
+    broken = {(0.4, 0): NumericalError("not finite"), (0.6, 1): DataError("no patient is labelled")}
+
+    def breaks(*args, **kwargs):
+        values = dict(kwargs["layers"])["the table"]
+        error = broken.get((values["ratio"], values["train"]["seed"]))
+        if error is not None:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "finetune", breaks)
+    spec, out = write(methods={"TS": SPEC["methods"]["TS"]}, pretrain_seeds="one"), tmp_path / "out"
+    found = table(spec, out=out, workspace=chain.workspace)
+    assert (found.done, found.exit_code) == (2, 5)
+    assert found.failed == {"TS 0.4 seed 0": "not finite", "TS 0.6 seed 1": "no patient is labelled"}
+    assert [len(e["values"]) for e in found.entries["TS"].values()] == [1, 1]
+    del broken[0.4, 0]
+    refused = table(spec, out=out, workspace=chain.workspace)
+    assert list(refused.failed) == refused.missing == ["TS 0.6 seed 1"]
+    with pytest.raises(DataError, match="no patient is labelled"):
+        stage.require(refused)
+
+
+def test_a_cell_is_done_by_the_evaluation_that_the_spec_asks_for_alone(chain, write, tmp_path):
+    spec = write(methods={"TS": SPEC["methods"]["TS"]}, ratios=[0.4], seeds=[0])
+    work = stage.Table(stage.read_spec(spec), tmp_path, tmp_path / "out", chain.workspace)
+    (cell,) = work.cells()
+    for other in ("test-abroad", "test-all", "test-set-123456", "val"):
+        place = work.folder(cell) / "evaluation" / other / "evaluation.json"
+        place.parent.mkdir(parents=True)
+        place.touch()
+    assert work.evaluation(cell) is None
+    own = work.folder(cell) / "evaluation" / "test" / "evaluation.json"
+    own.parent.mkdir()
+    own.touch()
+    assert work.evaluation(cell) == own
+    work.spec = work.spec.model_copy(update={"evaluate": {"all_candidates": True}})
+    assert work.evaluation(cell).parent.name == "test-all"
+
+
+def test_more_seeds_rename_no_pre_training(chain, write, tmp_path):
+    names = []
+    for seeds in ([0], [0, 1]):
+        spec = stage.read_spec(write(seeds=seeds, pretrain_seeds="each"))
+        names.append({unit.name for unit in stage.Table(spec, tmp_path, tmp_path, chain.workspace).units()})
+    assert names[0] < names[1]
+
+
+def test_workers_that_begin_at_once_do_not_take_each_other_for_strangers(write, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".spec.yaml.host-1.tmp").touch()  # of another worker, which writes the spec right now
+    stage._keep(out, stage.read_spec(write()))
+    assert (out / "spec.yaml").exists()
 
 
 def test_predictions_of_every_kind_of_task_are_scored(tmp_path):
@@ -238,12 +303,40 @@ def test_predictions_of_every_kind_of_task_are_scored(tmp_path):
     assert luna.patients == ("a", "a", "b", "b")
     chest = "patient,label X,label Y,probability X,probability Y\na,1,,0.9,0.5\nb,0,1,0.1,0.9\nc,0,0,0.95,0.1\n"
     assert read(chest, "auroc", 0.75).scorer is not None
+    assert read(chest, "auroc_x", 0.5).scorer is not None
+    assert read(chest, "auroc_y", 1.0).scorer is not None
+    assert read(chest, "auroc_z", 0.5).scorer is None
     assert read("case,patient,dice\n1,a,0.5\n2,b,0.7\n", "dice", 0.6).scorer is not None
     assert read("case,patient,dice\n1,a,0.5\n2,b,0.7\n", "dice", 0.65).scorer is None, "not what was reported"
     assert read("case,patient,dice\n1,a,0.5\n2,b,0.7\n", "cpm", 0.6).scorer is None
 
 
+def scored(values, patients="abcd"):
+    """A cell whose samples, one a patient, have these values."""
+    values = np.array(values)
+    return statistics.Predicted(float(values.mean()), tuple(patients), compare.mean_scorer(values))
+
+
+def test_only_seeds_that_both_have_are_compared_and_only_whole_rows_can_be_best():
+    base = np.array([0.1, 0.2, 0.3, 0.4])
+    predicted = {("TS", i): scored(base + 0.1 * i) for i in range(3)}
+    predicted |= {("ours", i): scored(base + 0.1 * i + 0.05) for i in range(3)}
+    predicted |= {("other", i): scored(base + 0.1 * i + 0.01) for i in range(3)}
+    predicted["lucky", 2] = scored(base + 0.2 + 0.02)  # the seed that is best for everybody
+    wanted = {m: {0.1: [(m, i) for i in range(3)]} for m in ("TS", "ours", "other", "lucky")}
+    entries, rows = statistics.entries_of(predicted, wanted, {("lucky", 0): "not finite"}, 200)
+    found, notes = statistics.compared(rows, entries, "TS", "ours")
+    by_pair = {(c.first, c.second): c for c in found}
+    assert set(by_pair) == {("ours", "TS"), ("other", "TS"), ("lucky", "TS"), ("ours", "other")}
+    assert by_pair["lucky", "TS"].value == pytest.approx(0.02)
+    assert (by_pair["lucky", "TS"].seeds, by_pair["ours", "TS"].seeds) == (1, 3)
+    assert by_pair["lucky", "TS"].low == pytest.approx(0.02)
+    assert any("lucky and TS at 10 %: over 1 of 3 seeds" in note for note in notes)
+    assert any(note.startswith("lucky at 10 %: seeds are missing") for note in notes)
+    assert (entries["lucky"][0.1].text(), entries["lucky"][0.1].failed) == ("47.0 (1/3)", "not finite")
+
+
 def test_settings_of_a_spec_have_defaults_that_say_what_they_are():
     spec = TableSpec(task="luna", methods={"TS": {}}, ratios=(0.1,))
-    assert spec.methods["TS"].scratch
+    assert (spec.methods["TS"].method, spec.methods["TS"].weights) == (None, None)
     assert spec.seeds == (0, 1, 2)
