@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ class Learner(nn.Module):
     Everything that must survive a resume is a parameter or a buffer. All randomness is in `views`; `losses` is a
     deterministic function of its arguments and of the parameters.
     """
+
+    compilable: ClassVar[bool] = False
+    """Whether torch.compile is known to trace `losses` into a few graphs that serve every step."""
 
     def together(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, rank by rank and equal on each; the trainer puts its own in place where there are several.
@@ -125,6 +128,8 @@ class Learner(nn.Module):
 
 class Task(Learner):
     """A downstream Learner: it also predicts and scores."""
+
+    compilable = True
 
     def predict(self, batch: Batch) -> Tensor:
         """Probabilities (b, outputs), no randomness."""
