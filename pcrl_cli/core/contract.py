@@ -4,7 +4,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from pydantic import Field
+
 from pcrl_cli.core.config import Settings
+
+WIDEST, DEEPEST = 4096, 16
+"""Bounds of what a file may ask for, so that its sizes can be counted before anything is allocated."""
 
 
 class Architecture(Settings):
@@ -12,15 +17,15 @@ class Architecture(Settings):
 
     dim: int
     encoder: str
-    width: int
-    poolings: int
+    width: int = Field(ge=1, le=WIDEST)
+    poolings: int = Field(ge=1, le=DEEPEST)
     norm: str = "batch"
 
 
 class Domain(Settings):
     """What the weights saw; a difference is what transfer is, so it is reported, not refused."""
 
-    channels: int
+    channels: int = Field(ge=1, le=WIDEST)
     modality: str
     spacing_mm: float | None
     """None for images that have no scale, such as radiographs at one size."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pcrl_cli.core.contract import Architecture
@@ -61,12 +62,27 @@ class Learner(nn.Module):
     deterministic function of its arguments and of the parameters.
     """
 
+    compilable: ClassVar[bool] = False
+    """Whether torch.compile is known to trace `losses` into a few graphs that serve every step."""
+
     def together(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, rank by rank and equal on each; the trainer puts its own in place where there are several.
 
         For `after_step`: what a queue remembers must be the same everywhere, since a checkpoint is of one rank.
         """
         return rows
+
+    def shared_count(self, counts: Tensor) -> Tensor:
+        """How many of a batch's values count, the mean over the ranks; 1 where none does on any. No gradient.
+
+        Gradients are averaged over the ranks, so a mean over what counts must be a sum over a rank's own values divided
+        by this: divided by a rank's own count, a value would weigh more the fewer there are beside it.
+
+        Args:
+            counts: true or 1 where a value counts.
+        """
+        mean = self.together(counts.sum().float().reshape(1)).mean()
+        return torch.where(mean > 0, mean, 1.0)
 
     @property
     def encoder(self) -> nn.Module:
@@ -112,6 +128,8 @@ class Learner(nn.Module):
 
 class Task(Learner):
     """A downstream Learner: it also predicts and scores."""
+
+    compilable = True
 
     def predict(self, batch: Batch) -> Tensor:
         """Probabilities (b, outputs), no randomness."""

@@ -76,7 +76,7 @@ class Direct:
             for name, target in out.items():
                 for place, row in zip(places, rows, strict=True):
                     wanted = target[place : place + 1].view(np.uint8).reshape(-1).data
-                    if os.preadv(file, [wanted], int(offsets[name][row])) != len(wanted):
+                    if not fill(file, wanted, int(offsets[name][row])):
                         raise IntegrityError(f"{path} is torn or unreadable: {REPAIR}")
         finally:
             os.close(file)
@@ -99,6 +99,16 @@ class Direct:
                 return None
             found[name] = offsets
         return found
+
+
+def fill(file: int, wanted: memoryview, offset: int) -> bool:
+    """Fills `wanted` from there on; False if the file ends before. One call may give less than was asked for."""
+    while len(wanted):
+        n = os.preadv(file, [wanted], offset)
+        if n == 0:
+            return False
+        wanted, offset = wanted[n:], offset + n
+    return True
 
 
 def item_offsets(stored: h5py.Dataset) -> Int[np.ndarray, " n"] | None:

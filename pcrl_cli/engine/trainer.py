@@ -19,7 +19,7 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
 from pcrl_cli.engine.collapse import CollapseWatch, measure
-from pcrl_cli.engine.compiling import compiled
+from pcrl_cli.engine.compiling import compiled, require_compilable
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.layout import arrange
 from pcrl_cli.engine.reduce import Averager
@@ -178,14 +178,16 @@ def fill_gradients(parameters: Sequence[nn.Parameter]) -> None:
         torch._foreach_zero_([p.grad for p in missing if p.grad is not None])
 
 
-def require_trainable(config: TrainConfig, device: torch.device) -> None:
+def require_trainable(config: TrainConfig, device: torch.device, learner: type[Learner]) -> None:
     """What can be refused before a run's folder is made.
 
     Raises:
-        ConfigError: the precision does not fit the device.
+        ConfigError: the precision does not fit the device, or `compile` the learner.
         MachineError: TensorBoard is asked for and not installed.
     """
     resolve_precision(config.precision, device)
+    if config.compile:
+        require_compilable(learner)
     if config.tensorboard:
         require_tensorboard()
 
@@ -220,7 +222,7 @@ class Trainer:
         self.world = world or World()
         self.metadata, self.validate, self.best_name = metadata, validate, best
         self.listener = listener if listener is not None and self.world.talks else Listener()
-        require_trainable(config, device)
+        require_trainable(config, device, type(learner))
         self.precision = resolve_precision(config.precision, device)
         self.learner = arrange(learner, device)
         if self.world.size > 1:

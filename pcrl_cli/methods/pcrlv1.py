@@ -27,7 +27,7 @@ from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watch
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.momentum import Contrast, follow, momentum_copy, trainable
+from pcrl_cli.networks.momentum import Contrast, follow, in_groups, momentum_copy, trainable
 from pcrl_cli.networks.nsunet import Up
 from pcrl_cli.networks.restorer import Restorer, architecture_of, backbone
 from pcrl_cli.pure import losses
@@ -227,11 +227,7 @@ class PCRLv1(Learner):
 
     def _teach(self, g: Float[Tensor, "b c *space"], views: Views) -> tuple[list[Tensor], Float[Tensor, "b d"]]:
         """The teacher's maps and keys, by shuffled groups."""
-        shuffled = order(views["shuffle"], len(g), g.device)
-        groups = max(1, min(self.config.groups, len(g) // 2))
-        passed = [self.teacher.maps(part) for part in g[shuffled].tensor_split(groups)]
-        back = shuffled.argsort()
-        maps = [torch.cat(level)[back] for level in zip(*passed, strict=True)]
+        maps = in_groups(self.teacher.maps, g, order(views["shuffle"], len(g), g.device), self.config.groups)
         return maps, self.teacher.feature(maps)
 
     def _restore(

@@ -154,6 +154,8 @@ class PCRLv2(Learner):
         ConfigError: a setting that 2D does not have.
     """
 
+    compilable = True
+
     def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
         self.config, self.stored = config, stored

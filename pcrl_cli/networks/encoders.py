@@ -1,5 +1,7 @@
 """Encoders by name, built from an architecture."""
 
+import torch
+
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.networks.encoder import Encoder
@@ -23,3 +25,13 @@ def build_encoder(architecture: Architecture, channels: int) -> Encoder:
         f"the weights are of an encoder {architecture.encoder!r} with {architecture.norm} norm and {architecture.poolings} "
         "poolings, which this version of pcrl does not know; known: unet3d and resnet18 (5 poolings) with batch norm"
     )
+
+
+def planned_encoder(architecture: Architecture, channels: int) -> Encoder:
+    """The same on `meta`, for names, shapes and counts: a file may ask for any width, and nothing is allocated.
+
+    Raises:
+        ConfigError: this version knows no such encoder.
+    """
+    with torch.device("meta"):
+        return build_encoder(architecture, channels)

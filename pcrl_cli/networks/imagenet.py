@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pcrl_cli.core.contract import Architecture, Contract, Domain
 from pcrl_cli.core.errors import ConfigError
-from pcrl_cli.networks.released import require_no_deeper
+from pcrl_cli.networks.released import first_convolution, require_no_deeper
 from pcrl_cli.networks.transfer import Weights
 from pcrl_cli.networks.untrusted import open_untrusted
 
@@ -29,10 +29,11 @@ def read_imagenet(path: Path) -> Weights:
     require_no_deeper(tensors, path)
     encoder = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     others = tuple(sorted(name for name in tensors if name.startswith("fc.")))
+    width, channels = first_convolution(tensors["conv1.weight"], 2, path)
     contract = Contract(
-        architecture=Architecture(dim=2, encoder="resnet18", width=tensors["conv1.weight"].shape[0], poolings=5),
+        architecture=Architecture(dim=2, encoder="resnet18", width=width, poolings=5),
         domain=Domain(
-            channels=tensors["conv1.weight"].shape[1],
+            channels=channels,
             modality="photograph",
             spacing_mm=None,
             intensity={},

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pcrl_cli.pure.contrast import info_nce, nce, nce_constant, similarities
 
 Module = TypeVar("Module", bound=nn.Module)
+Passed = TypeVar("Passed", Tensor, list[Tensor])
 
 
 def momentum_copy(student: Module) -> Module:
@@ -95,14 +96,14 @@ class Contrast(nn.Module):
         self.noted = None
 
 
-def in_groups(
-    forward: Callable[[Tensor], Tensor], x: Tensor, order: Int[Tensor, " b"], groups: int = 2
-) -> Float[Tensor, "b ..."]:
-    """forward(x) by groups of a shuffled batch, put back in order: every group has its own batch statistics.
+def in_groups(forward: Callable[[Tensor], Passed], x: Tensor, order: Int[Tensor, " b"], groups: int = 2) -> Passed:
+    """forward(x), a tensor or a list of them, by groups of a shuffled batch, put back in order.
 
-    Keys whose statistics are not those of their queries cannot be told by them (ShuffleBN on one device). A batch of
-    fewer than two samples a group passes whole.
+    Every group has its own batch statistics: keys whose statistics are not those of their queries cannot be told by them
+    (ShuffleBN on one device). A batch of fewer than two samples a group passes whole.
     """
     groups = max(1, min(groups, len(x) // 2))
-    passed = torch.cat([forward(part) for part in x[order].tensor_split(groups)])
-    return passed[order.argsort()]
+    passed, back = [forward(part) for part in x[order].tensor_split(groups)], order.argsort()
+    if isinstance(passed[0], list):
+        return [torch.cat(level)[back] for level in zip(*passed, strict=True)]
+    return torch.cat(passed)[back]

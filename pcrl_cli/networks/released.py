@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pcrl_cli.core.contract import Architecture, Domain
+from pcrl_cli.core.contract import WIDEST, Architecture, Domain
 from pcrl_cli.core.errors import ConfigError
 
 LEVELS, DECODER = (64, 128, 256, 512), (256, 128, 64)
@@ -47,7 +47,7 @@ def recognise(tensors: dict[str, Tensor], source: object) -> Known:
     prefix = _prefix(tensors)
     names = {key.removeprefix(prefix): value for key, value in tensors.items()}
     if "down_tr64.ops.0.conv1.weight" in names:
-        return _unet3d(names, prefix)
+        return _unet3d(names, prefix, source)
     if "conv1.weight" in names and "layer1.0.conv1.weight" in names:
         return _resnet18(names, prefix, source)
     first = ", ".join(sorted(tensors)[:3])
@@ -68,18 +68,33 @@ def _prefix(keys: Iterable[str]) -> str:
     return ""
 
 
-def _unet3d(names: dict[str, Tensor], prefix: str) -> Known:
-    first = names["down_tr64.ops.0.conv1.weight"]
+def first_convolution(weight: Tensor, axes: int, source: object) -> tuple[int, int]:
+    """(width, channels) as the first convolution (c_out, c_in, k, ...) over so many axes tells them.
+
+    Raises:
+        ConfigError: it is no such convolution, or wider than any that this project builds.
+    """
+    shape = tuple(weight.shape)
+    if len(shape) != 2 + axes or not weight.numel() or max(shape[:2]) > WIDEST:
+        raise ConfigError(
+            f"the first convolution in {source} has shape {shape}, which no {axes}D encoder of at most {WIDEST} channels "
+            "has; give a file of such an encoder"
+        )
+    return shape[0], shape[1]
+
+
+def _unet3d(names: dict[str, Tensor], prefix: str, source: object) -> Known:
+    width, channels = first_convolution(names["down_tr64.ops.0.conv1.weight"], 3, source)
     tensors = {ours: names[theirs] for theirs, ours in _levels() if theirs in names}
     others = tuple(sorted(names.keys() - {theirs for theirs, _ in _levels()}))
     domain = Domain(
-        channels=int(first.shape[1]) if first.dim() == 5 else 1,
+        channels=channels,
         modality="ct",
         spacing_mm=1.0,
         intensity={"hu_min": -1000.0, "hu_max": 1000.0},
         normalisation="z-score of each view, from [0, 1]",
     )
-    architecture = Architecture(dim=3, encoder="unet3d", width=int(first.shape[0]), poolings=3)
+    architecture = Architecture(dim=3, encoder="unet3d", width=width, poolings=3)
     return Known(architecture, domain, tensors, others, frozenset(expected_3d()), prefix)
 
 
@@ -123,15 +138,16 @@ def expected_2d() -> list[str]:
 def _resnet18(names: dict[str, Tensor], prefix: str, source: object) -> Known:
     expected = frozenset(expected_2d())
     require_no_deeper(names, source)
+    width, channels = first_convolution(names["conv1.weight"], 2, source)
     domain = Domain(
-        channels=int(names["conv1.weight"].shape[1]),
+        channels=channels,
         modality="xray",
         spacing_mm=None,
         intensity={},
         normalisation="ImageNet's mean and standard deviation",
         axis_order="rows, columns",
     )
-    architecture = Architecture(dim=2, encoder="resnet18", width=int(names["conv1.weight"].shape[0]), poolings=5)
+    architecture = Architecture(dim=2, encoder="resnet18", width=width, poolings=5)
     tensors = {key: value for key, value in names.items() if key in expected}
     return Known(architecture, domain, tensors, tuple(sorted(names.keys() - expected)), expected, prefix)
 

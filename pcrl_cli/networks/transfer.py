@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pcrl_cli.core import files
 from pcrl_cli.core.contract import Contract, Domain
 from pcrl_cli.core.errors import ConfigError, IntegrityError
+from pcrl_cli.networks.encoders import planned_encoder
 from pcrl_cli.networks.open_torch import Unsafe, check_archive
 
 Format = Literal["safetensors", "torch"]
@@ -110,6 +111,25 @@ def read_weights(path: Path) -> Weights:
     return Weights(path, encoder, contract, tuple(sorted(key for key in tensors if not key.startswith(prefix))))
 
 
+def require_backed(weights: Weights) -> Weights:
+    """The weights, unless their contract asks for a network of more values than the file has.
+
+    To be called before that network is built: a small file may promise any width.
+
+    Raises:
+        ConfigError: less than 90 % of the values are there, or this version knows no such encoder.
+    """
+    planned = planned_encoder(weights.contract.architecture, weights.contract.domain.channels)
+    asked = sum(value.numel() for value in planned.state_dict().values())
+    share = sum(value.numel() for value in weights.tensors.values()) / asked
+    if share < ENOUGH:
+        raise ConfigError(
+            f"only {100 * share:.1f} % of the values of the encoder that {weights.path} promises are in it; it is no whole "
+            "encoder, export it again"
+        )
+    return weights
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, with or without a contract.
 
@@ -150,6 +170,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], str | None]:
             f"{path} is not a file that `pcrl export --format torch` wrote; export the weights with it, or give "
             "another file"
         )
+    if sum(value.nbytes for value in content.values()) > path.stat().st_size:  # strides of 0
+        raise IntegrityError(f"{path} promises more values than it has bytes; copy or export it again")
     return content, _sidecar(path)
 
 
@@ -162,7 +184,7 @@ def _sidecar(path: Path) -> str | None:
 
 
 def _is_named_tensor(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+    return isinstance(item[0], str) and isinstance(item[1], Tensor) and item[1].layout is torch.strided
 
 
 def write_weights(path: Path, encoder: nn.Module | dict[str, Tensor], contract: Contract, format: Format) -> None:

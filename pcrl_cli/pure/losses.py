@@ -60,10 +60,15 @@ def voxel_bce(
     logits: Float[Tensor, "b r *space"],
     target: Shaped[Tensor, "b r *space"],
     valid: Bool[Tensor, "b *space"] | None = None,
+    count: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy, mean over the valid voxels of all cases and regions, in float32."""
+    """Binary cross-entropy, mean over the valid voxels of all cases and regions, in float32.
+
+    Args:
+        count: valid voxels of a region, by which the sum over the cases is divided; none: as many as `valid` has.
+    """
     each = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     if valid is None:
         return each.mean()
-    counted = valid[:, None].expand_as(each)
-    return (each * counted).sum() / counted.sum().clamp_min(1)
+    count = valid.sum().clamp_min(1) if count is None else count
+    return (each * valid[:, None]).sum() / (count * each.shape[1])

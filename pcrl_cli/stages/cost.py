@@ -101,12 +101,18 @@ def memory(
 
 
 def watts(device: torch.device) -> float | None:
-    """The power limit of the GPU as `nvidia-smi` reports it; None where nothing reports one."""
+    """The power limit of the GPU as `nvidia-smi` reports it; None where nothing reports one.
+
+    Asked for by the GPU's UUID: torch counts the GPUs that CUDA_VISIBLE_DEVICES shows, `nvidia-smi` all of them.
+    """
     if device.type != "cuda":
+        return None
+    uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    if not uuid:
         return None
     command = [
         "nvidia-smi",
-        f"--id={torch.cuda.current_device()}",
+        f"--id=GPU-{uuid}",
         "--query-gpu=power.limit",
         "--format=csv,noheader,nounits",
     ]

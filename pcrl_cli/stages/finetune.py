@@ -199,8 +199,8 @@ def _train(
     world: World,
     listener: Listener,
 ) -> FinetuneResult:
-    require_trainable(settings.train, device)
     module = find("task", settings.task, TASKS)
+    require_trainable(settings.train, device, module.TASK)
     workflow, work = workflow_of(module), Work(module, settings, cache, device, listener, world=world)
     architecture = architecture_of(settings, weights, module.DIM)
     task = build_task(settings, architecture, training.stored(cache))

@@ -9,7 +9,7 @@ from pcrl_cli import __version__
 from pcrl_cli.core import files
 from pcrl_cli.core.contract import Contract, Patients
 from pcrl_cli.core.errors import ConfigError, UsageError
-from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.networks.encoders import planned_encoder
 from pcrl_cli.networks.released import Known, recognise
 from pcrl_cli.networks.transfer import ENOUGH, write_weights
 from pcrl_cli.networks.untrusted import open_untrusted
@@ -65,7 +65,8 @@ def import_weights(source: Path, out: Path, *, overwrite: bool = False) -> Impor
     opened = open_untrusted(source)
     digest = files.sha256_file(source)
     known = recognise(opened.tensors, source)
-    fitting, wrong_shape, share = _fitting(known, source)
+    encoder = planned_encoder(known.architecture, known.domain.channels)
+    fitting, wrong_shape, share = _fitting(known, encoder.state_dict(), source)
     contract = Contract(
         architecture=known.architecture,
         domain=known.domain,
@@ -78,7 +79,6 @@ def import_weights(source: Path, out: Path, *, overwrite: bool = False) -> Impor
         out.mkdir(parents=True, exist_ok=True)
     write_weights(target, fitting, contract, "safetensors")
     found = {key.removeprefix(known.prefix) for key in opened.tensors}
-    encoder = build_encoder(known.architecture, known.domain.channels)
     parameters = sum(p.numel() for p in encoder.parameters())
     sha256, card = files.sha256_file(target), target.with_name(target.name + ".md")
     notes = [f"{UNKNOWN[:1].upper()}{UNKNOWN[1:]}.", *_notes(opened.facts, wrong_shape)]
@@ -105,13 +105,12 @@ def import_weights(source: Path, out: Path, *, overwrite: bool = False) -> Impor
     )
 
 
-def _fitting(known: Known, source: Path) -> tuple[dict[str, Tensor], list[str], float]:
+def _fitting(known: Known, own: dict[str, Tensor], source: Path) -> tuple[dict[str, Tensor], list[str], float]:
     """The tensors that fit the encoder, the names of those that do not, and the share of its values that are there.
 
     Raises:
         ConfigError: less than 90 % are.
     """
-    own = build_encoder(known.architecture, known.domain.channels).state_dict()
     there = {key: value for key, value in known.tensors.items() if key in own}
     fitting = {key: value.to(own[key].dtype) for key, value in there.items() if value.shape == own[key].shape}
     wrong = [

@@ -10,7 +10,7 @@ from pcrl_cli.engine.run import Run
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.imagenet import read_imagenet
-from pcrl_cli.networks.transfer import Weights, load_encoder, read_weights
+from pcrl_cli.networks.transfer import Weights, load_encoder, read_weights, require_backed
 from pcrl_cli.stages import training
 
 
@@ -19,8 +19,8 @@ def weights_of(source: Path) -> Weights:
     if source.is_dir():
         run = Run.load(source)
         run.check_weights()
-        return read_weights(run.weights_path())
-    return read_weights(source)
+        return require_backed(read_weights(run.weights_path()))
+    return require_backed(read_weights(source))
 
 
 IMAGENET = "imagenet="
@@ -35,7 +35,7 @@ def initial(text: str) -> Weights:
     """
     if not text.startswith(IMAGENET) or text == IMAGENET:
         raise UsageError(f"--init {text!r} is not {IMAGENET}FILE; give a local torchvision state dict of resnet18")
-    return read_imagenet(Path(text.removeprefix(IMAGENET)))
+    return require_backed(read_imagenet(Path(text.removeprefix(IMAGENET))))
 
 
 def unfinished(source: Path) -> list[str]:

@@ -118,7 +118,7 @@ class Segmentation(Task):
         logits, target, valid = self.network(views["x"]), self.target(views["mask"]), views["mask"] != PADDED
         terms = {"dice": soft_dice(logits, target, valid)}
         if self.config.loss == "dice_bce":
-            terms["bce"] = self.config.bce_weight * voxel_bce(logits, target, valid)
+            terms["bce"] = self.config.bce_weight * voxel_bce(logits, target, valid, self.shared_count(valid))
         return terms
 
     @torch.no_grad()

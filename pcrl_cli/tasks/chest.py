@@ -81,11 +81,11 @@ class Chest(Classification):
         return images[:, :, start : start + side, start : start + side]
 
     def losses(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
-        """{"bce"}: mean binary cross-entropy over the known labels; 0 where a batch has none."""
+        """{"bce"}: mean binary cross-entropy over the known labels of all ranks; 0 where a batch has none."""
         logits, label = self.network(views["x"]).float(), views["label"]
         known = label >= 0
         terms = F.binary_cross_entropy_with_logits(logits, label.clamp(min=0).float(), reduction="none")
-        return {"bce": (terms * known).sum() / known.sum().clamp(min=1)}
+        return {"bce": (terms * known).sum() / self.shared_count(known)}
 
     @torch.no_grad()
     def activation(self, batch: Batch) -> Float[Tensor, "b k side side"]:

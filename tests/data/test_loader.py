@@ -1,3 +1,4 @@
+import os
 import shutil
 import threading
 from collections import Counter
@@ -78,6 +79,12 @@ def test_a_loader_is_a_source(cache):
 @pytest.mark.parametrize("step", [0, 3, 7])
 def test_ram_and_disk_give_the_same_bytes_in_the_same_order(cache, step):
     assert equal(take(loader(cache, where="ram"), 9, step), take(loader(cache, where="disk"), 9, step))
+
+
+def test_a_read_that_gives_less_than_asked_for_goes_on(cache, monkeypatch):
+    expected, read = take(loader(cache, where="ram"), 3), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, wanted, at: read(file, [wanted[0][:3]], at))
+    assert equal(take(loader(cache, where="disk"), 3), expected)
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])

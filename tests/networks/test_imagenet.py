@@ -98,3 +98,10 @@ def test_a_pickle_that_wants_to_run_code_is_not_opened_and_torn_files_are_told(t
         (tmp_path / "torn.pth").write_bytes(whole[:cut])
         with pytest.raises(IntegrityError):
             read_imagenet(tmp_path / "torn.pth")
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (0, 3, 7, 7)], ids=str)
+def test_a_first_tensor_that_is_no_convolution_is_refused_in_a_sentence(tmp_path, shape):
+    torch.save(state() | {"conv1.weight": torch.zeros(shape)}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"first convolution in .*w\.pth has shape"):
+        read_imagenet(tmp_path / "w.pth")

@@ -73,6 +73,13 @@ def test_groups_of_a_shuffled_batch_come_back_in_order_with_statistics_of_their_
     assert not torch.allclose(out, norm(x), atol=1e-3)
 
 
+def test_several_maps_come_back_in_order_as_one_does():
+    x, shuffled = torch.rand(8, 3), order(7, 8)
+    fine, coarse = in_groups(lambda part: [part, part[:, :1]], x, shuffled, 3)
+    assert torch.equal(fine, x)
+    assert torch.equal(coarse, x[:, :1])
+
+
 def test_a_batch_too_small_for_groups_passes_whole():
     seen = []
     in_groups(lambda part: seen.append(len(part)) or part, torch.rand(3, 2), order(0, 3), 4)

@@ -94,6 +94,13 @@ def test_harmful_and_torn_files_are_refused_and_nothing_runs(tmp_path, make):
     assert not canary.exists()
 
 
+def test_a_torch_file_of_strides_of_0_is_refused_before_it_is_copied(tmp_path):
+    file = tmp_path / "w.pt"
+    file.write_bytes(zipped({"levels.0.0.0.weight": torch.zeros(1).expand(1 << 36)}))
+    with pytest.raises(IntegrityError, match="promises more values than it has bytes"):
+        read_weights(file)
+
+
 def test_the_canary_would_be_noticed(tmp_path):
     (tmp_path / "w.pt").write_bytes(zipped({"state_dict": Evil(tmp_path / "ran")}))
     torch.load(tmp_path / "w.pt", weights_only=False)

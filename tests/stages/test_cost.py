@@ -1,6 +1,7 @@
 """What a step costs, counted without doing it."""
 
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,9 +57,13 @@ def test_activations_are_those_that_a_real_pass_saves():
 
 def test_energy_is_said_only_where_something_reports_the_power(monkeypatch):
     assert cost.watts(torch.device("cpu")) is None
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    answer = subprocess.CompletedProcess([], 0, stdout="700.00\n")
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
+    shown = SimpleNamespace(uuid="00000000-0000-0000-0000-000000000003")  # torch's number of it is 0, nvidia-smi's 3
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: shown)
+    answer, asked = subprocess.CompletedProcess([], 0, stdout="700.00\n"), []
+    monkeypatch.setattr(subprocess, "run", lambda command, **k: asked.append(command) or answer)
     assert cost.watts(torch.device("cuda")) == 700.0
+    assert f"--id=GPU-{shown.uuid}" in asked[0]
     answer.stdout = "[N/A]\n"
+    assert cost.watts(torch.device("cuda")) is None
+    answer.stdout, shown.uuid = "700.00\n", ""  # a version of torch that tells no UUID
     assert cost.watts(torch.device("cuda")) is None

@@ -8,15 +8,18 @@ from chain import finetune_layers
 from original import random_model, save
 from safetensors import safe_open
 
-from pcrl_cli.core.contract import Patients
+from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
 from pcrl_cli.core.errors import ConfigError, UsageError
+from pcrl_cli.networks import encoders
 from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.released import expected_2d, expected_3d, recognise
-from pcrl_cli.networks.transfer import load_encoder, read_weights
+from pcrl_cli.networks.transfer import load_encoder, read_weights, write_weights
+from pcrl_cli.networks.unet3d import UNet3dEncoder
 from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.import_ import import_weights
 from pcrl_cli.stages.inspect import inspect
+from pcrl_cli.stages.weights import weights_of
 
 
 def features(file, x):
@@ -178,3 +181,35 @@ def test_fine_tuning_and_evaluation_say_that_a_leak_cannot_be_ruled_out(chain, t
     assert tuned.transfer["share"] == 1.0
     scored = evaluate(tuned.run, workspace=chain.workspace)
     assert any("can't be ruled out" in text for text in scored.notes)
+
+
+def allocates_nothing(monkeypatch):
+    """From here on a 3D encoder may only be built on `meta`."""
+
+    def build(*args):
+        assert torch.get_default_device().type == "meta"
+        return UNet3dEncoder(*args)
+
+    monkeypatch.setattr(encoders, "UNet3dEncoder", build)
+
+
+def test_a_small_file_that_promises_a_huge_network_is_refused_before_it_is_allocated(tmp_path, monkeypatch):
+    allocates_nothing(monkeypatch)
+    wide = {"down_tr64.ops.0.conv1.weight": torch.zeros(4000, 1, 3, 3, 3), "down_tr64.ops.0.bn1.weight": torch.ones(4)}
+    with pytest.raises(ConfigError, match=r"only 0\.0 % of the encoder's values"):
+        import_weights(save(tmp_path / "w.pt", wide), tmp_path / "out")
+    huge = Architecture(dim=3, encoder="unet3d", width=4096, poolings=5)
+    domain = Domain(channels=1, modality="ct", spacing_mm=1.0, intensity={}, normalisation="z")
+    tensors = {"levels.0.0.0.bias": torch.ones(4096)}
+    write_weights(tmp_path / "w.safetensors", tensors, Contract(architecture=huge, domain=domain), "safetensors")
+    with pytest.raises(ConfigError, match=r"only 0\.0 % of the values"):
+        weights_of(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (8, 3), (0, 1, 3, 3, 3), (9999, 1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "names", [("down_tr64.ops.0.conv1.weight", "x"), ("conv1.weight", "layer1.0.conv1.weight")], ids=["3d", "2d"]
+)
+def test_a_first_tensor_that_is_no_convolution_is_refused_in_a_sentence(names, shape):
+    with pytest.raises(ConfigError, match=r"first convolution in w\.pt has shape \("):
+        recognise({name: torch.zeros(shape) for name in names}, "w.pt")
