@@ -156,7 +156,7 @@ def _finetune(
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
     loaded = _start(settings)
-    architecture_of(settings, loaded, module.DIM)
+    architecture_of(settings, loaded, training.dim_of(module, opened))
     start = loaded.contract.model_dump_json() if loaded else "scratch"
     inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
     found = {"width": None, "poolings": None} if loaded else {}  # the weights' own, by now
@@ -202,7 +202,7 @@ def _train(
     module = find("task", settings.task, TASKS)
     require_trainable(settings.train, device, module.TASK)
     workflow, work = workflow_of(module), Work(module, settings, cache, device, listener, world=world)
-    architecture = architecture_of(settings, weights, module.DIM)
+    architecture = architecture_of(settings, weights, training.dim_of(module, cache))
     task = build_task(settings, architecture, training.stored(cache))
     report = load_encoder(task.encoder, weights, training.domain_of(cache), settings.stem) if weights else None
     if report:

@@ -104,7 +104,7 @@ def _opened(
     dim = weights_of(source).contract.architecture.dim
     name = task or TASK_OF[dim]
     module = find("task", name, TASKS)
-    if dim != module.DIM:
+    if module.DIM not in (None, dim):
         raise ConfigError(f"{source} is a {dim}D encoder, and the task {name} is of {module.DIM}D images; give another")
     path = cache or workspace.find_cache(dim, module.GROUP)
     opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")

@@ -261,14 +261,22 @@ class Table:
             layers.append(file_layer(self.beside / arm.config))
         layers.append((f"methods.{unit.method}.pretrain", arm.pretrain))
         layers.append(("the table", {"set_aside": unit.aside, "train": {"seed": unit.seed}}))
-        dim: Literal["2d", "3d"] = "2d" if find("task", spec.task, TASKS).DIM == 2 else "3d"
         return {
-            "dim": dim,
+            "dim": self._dim(),
             "method": arm.method,
             "recipe": arm.recipe or spec.recipe,
             "preset": arm.preset or spec.preset,
             "layers": layers,
         }
+
+    def _dim(self) -> Literal["2d", "3d"]:
+        """The task's, or the cache's where the task takes any."""
+        module = find("task", self.spec.task, TASKS)
+        dim = module.DIM
+        if dim is None:
+            path = self._cache(self.spec.cache) or self.workspace.find_cache(None, module.GROUP, self.spec.task)
+            dim = files.read_sealed(path / "manifest.json")["dim"]
+        return "2d" if dim == 2 else "3d"
 
     def _finetune_call(self, cell: Cell) -> dict[str, Any]:
         arm, spec = self.spec.methods[cell.method], self.spec

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -95,6 +96,11 @@ def require_group(cache: Cache, group: str, what: str) -> None:
         raise ConfigError(
             f"{cache.path} holds no {group}, which {what} needs (it holds {', '.join(cache.groups)}); give another cache"
         )
+
+
+def dim_of(task: ModuleType, cache: Cache) -> int:
+    """Axes of what a task's module sees: its own, or the cache's where it takes any."""
+    return int(task.DIM or cache.manifest["dim"])
 
 
 def domain_of(cache: Cache) -> Domain:

@@ -33,13 +33,17 @@ class Workspace:
                 found.append((path.parent, manifest))
         return found
 
-    def find_cache(self, dim: int, group: str, data_set: str = "") -> Path:
-        """The one cache of a dimension that holds a group of arrays; of several the one of `data_set`.
+    def find_cache(self, dim: int | None, group: str, data_set: str = "") -> Path:
+        """The one cache of a dimension (None: of any) that holds a group of arrays; of several the one of `data_set`.
 
         Raises:
             ConfigError: there is none, or more than one (they are listed).
         """
-        found = [(path, m) for path, m in self.caches() if m.get("dim") == dim and group in m.get("groups", [])]
+        found = [
+            (path, m)
+            for path, m in self.caches()
+            if m.get("dim") == (dim or m.get("dim")) and group in m.get("groups", [])
+        ]
         fits = [path for path, _ in found]
         named = [path for path, m in found if m.get("reader", {}).get("name") == data_set]
         if len(fits) == 1 or len(named) == 1:
@@ -49,7 +53,7 @@ class Workspace:
         others = [f"{path} ({m.get('dim')}D)" for path, m in self.caches()]
         seen = f"; there are {', '.join(others)}" if others else ""
         raise ConfigError(
-            f"there is no {dim}D cache with {group} in {self.root / 'cache'}{seen}; "
+            f"there is no {f'{dim}D ' if dim else ''}cache with {group} in {self.root / 'cache'}{seen}; "
             "make one with `pcrl prep` or give its path"
         )
 

@@ -1,4 +1,7 @@
-"""Downstream Learners that also predict, one file each: DIM, Config, GROUP, ARRAYS, METRIC and the TASK itself."""
+"""Downstream Learners that also predict, one file each: DIM, Config, GROUP, ARRAYS, METRIC and the TASK itself.
+
+DIM is 2 or 3, or None where the task takes the axes of whatever cache it is given.
+"""
 
 TASKS: dict[str, str] = {
     "luna": "pcrl_cli.tasks.luna",
