@@ -12,10 +12,13 @@ from pcrl_cli.cli import console, options
 def command(
     training: Annotated[
         list[str],
-        typer.Argument(metavar="-- COMMAND ...", help="What to run, e.g. `-- pretrain cache/luna --batch 256`"),
+        typer.Argument(
+            metavar="-- COMMAND ...", help="What to run, e.g. `-- pretrain cache/luna` or `-- table SPEC.yaml`"
+        ),
     ],
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines")] = 1,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs a machine")] = 1,
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Of an array, for prep and table")] = None,
     hours: Annotated[float, typer.Option("--hours", help="Time limit; then saved and put back in the queue")] = 24.0,
     cpus: Annotated[int, typer.Option("--cpus", min=1, help="CPU cores a GPU")] = 8,
     memory: Annotated[int | None, typer.Option("--memory", min=1, metavar="GB", help="A machine")] = None,
@@ -30,11 +33,19 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Print a batch file that trains on one or many nodes and requeues itself until it is finished."""
+    """Print a batch file: a training on one or many nodes, or an array for prep or table; it requeues itself."""
     from pcrl_cli.core.config import validate
     from pcrl_cli.stages.slurm import Job, slurm
 
-    values = {"nodes": nodes, "gpus": gpus, "hours": hours, "cpus_a_gpu": cpus, "memory_gb": memory, "name": name}
+    values = {
+        "nodes": nodes,
+        "gpus": gpus,
+        "tasks": tasks,
+        "hours": hours,
+        "cpus_a_gpu": cpus,
+        "memory_gb": memory,
+        "name": name,
+    }
     result = slurm(training, validate(Job, values | {"partition": partition, "account": account, "setup": setup}), out)
     if out is None and not json:
         print(result.text, end="")

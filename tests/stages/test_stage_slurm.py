@@ -38,8 +38,8 @@ def test_it_asks_for_what_it_was_told():
 
 
 def test_what_does_not_train_or_breaks_a_line_is_refused(tmp_path):
-    for command in ([], ["prep", "luna"]):
-        with pytest.raises(ConfigError, match="does not train; give one of pretrain, finetune"):
+    for command in ([], ["evaluate", "a"]):
+        with pytest.raises(ConfigError, match="neither trains nor can be dealt out; give one of pretrain, finetune"):
             slurm(command)
     with pytest.raises(ConfigError, match="Slurm wants one word"):
         text(partition="a\n#SBATCH --nodes=99")
@@ -110,3 +110,61 @@ LISTENS = (
 def test_a_failure_that_nobody_asked_for_is_not_tried_again(cluster):
     assert submit(cluster, "exit 1").wait(timeout=30) == 1
     assert not [line for line in notes(cluster) if line.startswith("scontrol requeue")]
+
+
+# ------------------------------------------------------------------------------------------------------------- arrays
+
+TABLE = ["table", "my spec.yaml", "--device", "cpu"]
+
+
+def test_an_array_deals_a_table_out_to_its_tasks():
+    made = slurm(TABLE, Job(tasks=4, gpus=1)).text
+    for line in ("--array=1-4", "--nodes=1", "--gpus-per-node=1", "--output=%x-%A_%a.log", "--requeue"):
+        assert f"#SBATCH {line}\n" in made
+    assert "torchrun" not in made
+    assert "--gpus-per-node" not in slurm(["prep", "luna"], Job(tasks=16)).text
+
+
+@pytest.mark.parametrize(
+    ("command", "values", "said"),
+    [
+        (TRAINING, {"tasks": 4}, "--tasks is for prep and table"),
+        (TABLE, {"nodes": 2}, "dealt out by --tasks, not --nodes"),
+        ([*TABLE, "--shard", "1/4"], {"tasks": 4}, "leave it out and say how many with --tasks"),
+        ([*TABLE, "--shard=1/4"], {"tasks": 4}, "leave it out and say how many with --tasks"),
+    ],
+)
+def test_a_job_that_does_not_fit_the_command_is_refused(command, values, said):
+    with pytest.raises(ConfigError, match=said):
+        slurm(command, Job(**values))
+
+
+def run_task(cluster, do):
+    """Task 3 of an array of 4, its `python` doing what `do` says."""
+    (cluster / "python").write_text('#!/bin/bash\nfor a; do echo "[$a]"; done >> "$NOTES"; eval "$DO"\n')
+    (cluster / "python").chmod(0o755)
+    slurm(TABLE, Job(tasks=4), cluster / "array.sh")
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "NOTES": str(cluster / "notes"), "DO": do}
+    return subprocess.Popen(
+        ["bash", str(cluster / "array.sh")], env={**os.environ, **task, "PATH": f"{cluster}:{os.environ['PATH']}"}
+    )
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (4, False), (75, True)])
+def test_a_task_has_its_share_and_goes_back_by_its_own_number(cluster, code, requeued):
+    assert run_task(cluster, f"exit {code}").wait(timeout=30) == code
+    assert notes(cluster)[:7] == ["[-m]", "[pcrl_cli]", "[table]", "[my spec.yaml]", "[--device]", "[cpu]", "[--shard]"]
+    assert notes(cluster)[7] == "[3/4]"
+    assert ("scontrol requeue 7_3" in notes(cluster)) is requeued
+
+
+def test_a_task_that_is_warned_is_stopped_and_requeued(cluster):
+    task = run_task(cluster, LISTENS.replace("SIGUSR1", "SIGTERM"))
+    for _ in range(200):
+        if (cluster / "notes.ready").exists():
+            break
+        time.sleep(0.05)
+    task.send_signal(signal.SIGUSR1)
+    assert task.wait(timeout=30) == 75
+    assert "saved" in notes(cluster)
+    assert "scontrol requeue 7_3" in notes(cluster)
