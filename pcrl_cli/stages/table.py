@@ -275,6 +275,8 @@ class Table:
         dim = module.DIM
         if dim is None:
             path = self._cache(self.spec.cache) or self.workspace.find_cache(None, module.GROUP, self.spec.task)
+            if not (path / "manifest.json").exists():
+                raise ConfigError(f"{path} holds no cache to fine-tune on; prepare it, or correct the spec's `cache`")
             dim = files.read_sealed(path / "manifest.json")["dim"]
         return "2d" if dim == 2 else "3d"
 

@@ -1,4 +1,4 @@
-"""What a table leaves in its folder: CSV, LaTeX, JSON, and a page with curves and comparisons."""
+"""What a table leaves in its folder: CSV, LaTeX, Markdown, JSON, and a page with curves and comparisons."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ from pcrl_cli.core import files
 from pcrl_cli.report.comparison import Entry, as_csv, efficiency_curves, latex, percent
 from pcrl_cli.report.html import Block, Cell, Facts, Missing, Notes, Paragraph, Picture, Report, Section, write_report
 from pcrl_cli.report.html import Table as HtmlTable
+from pcrl_cli.report.markdown import markdown
 from pcrl_cli.report.paper_numbers import TABLES
 
 if TYPE_CHECKING:
@@ -40,16 +41,16 @@ def printed_numbers(spec: "TableSpec") -> dict[str, dict[float, float]]:
 
 
 def write_table(result: "TableResult", spec: "TableSpec") -> None:
-    """table.json, table.csv, table.tex and report.html; every worker may write them, the last one's are whole."""
+    """table.json, .csv, .tex and .md, and report.html; every worker may write them, the last one's are whole."""
     entries = {m: {float(r): _entry(e) for r, e in cells.items()} for m, cells in result.entries.items()}
     printed = printed_numbers(spec)
     files.write_json(result.out / "table.json", result.to_json())
     files.write_atomic(result.csv, as_csv(entries))
     caption = f"{spec.name}: {result.metric} x 100 on the {spec.split} part, mean and SD over {len(spec.seeds)} seeds"
     files.write_atomic(result.latex, latex(entries, spec.ratios, caption, printed).encode())
-    write_report(
-        result.report, Report(f"Table {spec.name}", caption, _sections(result, spec, entries, printed, caption))
-    )
+    page = Report(f"Table {spec.name}", caption, _sections(result, spec, entries, printed, caption))
+    files.write_atomic(result.out / "table.md", markdown(page).encode())
+    write_report(result.report, page)
 
 
 def _entry(values: Mapping[str, object]) -> Entry:

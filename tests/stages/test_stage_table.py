@@ -148,6 +148,9 @@ def test_what_is_written_can_be_read(whole):
     page = whole.report.read_text("utf-8")
     assert all(name in page for name in ("Label efficiency", "Comparisons", "PCRLv2, printed", "Cost", "p (Holm)"))
     assert whole.latex.read_text("utf-8").count("\\\\") == 1 + 3 + 3
+    text = (whole.out / "table.md").read_text("utf-8")
+    assert "| method | 40 % | 60 % |" in text
+    assert text.count("| PCRLv2 - TS |") == 2
     rows = whole.csv.read_text("utf-8").splitlines()
     assert len(rows) == 7
     saved = json.loads((whole.out / "table.json").read_text("utf-8"))
