@@ -100,7 +100,7 @@ def _learner(run: Run, cache: Path | None) -> tuple[Learner, TrainConfig]:
         return build_learner(settings, opened), settings.train
     if verb == "discover":
         words = validate(DiscoverSettings, values)
-        return Describer(words.width, stored(opened)), words.train
+        return Describer(words.width, words.thumbnails.shape, stored(opened)), words.train
     config = find("task", values["task"], TASKS).Config
     tuning = validate(FinetuneSettings[config], values)  # type: ignore[valid-type]
     architecture = Architecture.model_validate(run.record["architecture"])
