@@ -33,7 +33,7 @@ class Word:
     members: tuple[int, ...]
 
 
-def nearest(descriptors: Float[np.ndarray, "n d"], reference: int) -> Int[np.ndarray, " n"]:
+def nearest(descriptors: Float[np.ndarray, "n c"], reference: int) -> Int[np.ndarray, " n"]:
     """All scans by their distance to the reference's descriptor; the reference itself comes first."""
     distance = np.linalg.norm(descriptors - descriptors[reference], axis=1)
     distance[reference] = -1.0
@@ -41,7 +41,7 @@ def nearest(descriptors: Float[np.ndarray, "n d"], reference: int) -> Int[np.nda
 
 
 def discover(
-    descriptors: Float[np.ndarray, "n d"],
+    descriptors: Float[np.ndarray, "n c"],
     shapes: Int[np.ndarray, "n d"],
     owners: Int[np.ndarray, " n"],
     acceptable: Callable[[int, Corner], bool],
@@ -81,7 +81,7 @@ def discover(
 
 
 def _try(
-    descriptors: Float[np.ndarray, "n d"],
+    descriptors: Float[np.ndarray, "n c"],
     shapes: Int[np.ndarray, "n d"],
     owners: Int[np.ndarray, " n"],
     acceptable: Callable[[int, Corner], bool],

@@ -202,8 +202,8 @@ def _show(words: Cache, path: Path, n: int, an_instance: int) -> None:
     for label in range(min(n, SHOWN_WORDS)):
         rows = np.flatnonzero(exact & (items == label))[:SHOWN_SCANS]
         cubes = words.read("words", ("word",), words.cases("train"), rows=rows).arrays["word"]
-        pictures[f"word {label}"] = slices(torch.from_numpy(cubes)).float().numpy()
-    caption = "The same place in the scans of a word (of volumes the middle slice). Where they do not look alike, its label is noise."
+        pictures[f"word {label}"] = slices(torch.from_numpy(cubes).float()).numpy()
+    caption = "The same place in the scans of a word (middle slices). Where they do not look alike, its label is noise."
     section = Section("Words", [Picture(figures.views_figure(pictures), caption)])
     write_report(path, Report("Visual words", str(words.path), [section]))
 

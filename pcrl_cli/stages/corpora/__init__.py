@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -95,6 +95,7 @@ class Making:
         return open_cache(folder)
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """The scans or images of a cache's training patients but those set aside."""
 
