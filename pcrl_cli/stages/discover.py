@@ -195,14 +195,14 @@ def words_name(cache: str, set_aside: float) -> str:
 
 
 def _show(words: Cache, path: Path, n: int, an_instance: int) -> None:
-    """Exact crops of some words, a row a scan: whether scans lie alike is seen at once."""
+    """Exact crops of some words, a row a word: whether scans lie alike is seen at once."""
     items = words.read("words", ("label",), words.cases("train")).arrays["label"]
     exact = np.arange(len(items)) % an_instance == 0
     pictures = {}
     for label in range(min(n, SHOWN_WORDS)):
         rows = np.flatnonzero(exact & (items == label))[:SHOWN_SCANS]
         cubes = words.read("words", ("word",), words.cases("train"), rows=rows).arrays["word"]
-        pictures[f"word {label}"] = slices(torch.from_numpy(cubes).float()).numpy()
+        pictures[f"word {label}"] = slices(torch.from_numpy(cubes).float()).transpose(0, 1).numpy()
     caption = "The same place in the scans of a word (middle slices). Where they do not look alike, its label is noise."
     section = Section("Words", [Picture(figures.views_figure(pictures), caption)])
     write_report(path, Report("Visual words", str(words.path), [section]))

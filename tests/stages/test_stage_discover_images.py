@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from chain import Heard, contents, settings
 
 from pcrl_cli.core.errors import ConfigError, NumericalError
@@ -15,6 +16,7 @@ from pcrl_cli.stages.inspect import inspect
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain
 from pcrl_cli.stages.replay import replay
+from pcrl_cli.stages.table import table
 from pcrl_cli.stages.workspace import Workspace
 
 SIDE, PATIENTS = 40, 24
@@ -36,6 +38,12 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def words(films) -> DiscoverResult:
     return discover_words(dim="2d", workspace=films, layers=LAYERS, jobs=1)
+
+
+@pytest.fixture(scope="module")
+def without(films, words) -> DiscoverResult:
+    """Words that were found without the first two fifths of the training patients."""
+    return discover_words(dim="2d", workspace=films, layers=[*LAYERS, *settings(set_aside=0.4)], jobs=1)
 
 
 def test_every_word_has_equally_many_squares_one_patient_each_and_exact_ones_at_one_corner(words, films):
@@ -78,16 +86,17 @@ def test_words_keep_the_split_and_leave_validation_and_test_patients_alone(words
     assert cache.manifest["totals"]["patients"] == len(cache.patients("train"))
 
 
-def test_patients_who_are_set_aside_belong_to_no_word_and_pretraining_says_where_they_do(words, films, tmp_path):
+def test_patients_who_are_set_aside_belong_to_no_word_and_pretraining_says_where_they_do(
+    words, without, films, tmp_path
+):
     source = open_cache(films.cache("nih"))
     aside = set(source.split.first(0.4))
     assert aside & set(open_cache(words.cache).patients())
-    found = discover_words(dim="2d", workspace=films, layers=[*LAYERS, *settings(set_aside=0.4)], jobs=1)
-    assert found.cache == films.cache("nih-words-aside-0.4")
-    assert found.patients == len(source.patients("train")) - len(aside)
-    assert not aside & set(open_cache(found.cache).patients())
+    assert without.cache == films.cache("nih-words-aside-0.4")
+    assert without.patients == len(source.patients("train")) - len(aside)
+    assert not aside & set(open_cache(without.cache).patients())
     layers = settings(learner=LEARNER, train={"steps": 1, "batch": 8}, set_aside=0.4)
-    for cache, told in ((words.cache, True), (found.cache, False)):
+    for cache, told in ((words.cache, True), (without.cache, False)):
         heard = Heard()
         pre = pretrain(
             cache, dim="2d", method="transvw", workspace=films, out=tmp_path / cache.name, layers=layers, listener=heard
@@ -120,6 +129,23 @@ def test_transvw_trains_on_the_words_and_its_encoder_is_fine_tuned(words, films,
     assert tuned.overlap["val"] == tuned.overlap["test"] == 0
     with pytest.raises(ConfigError, match="holds no words"):
         pretrain(films.cache("nih"), dim="2d", method="transvw", workspace=films, layers=layers)
+
+
+def test_a_tables_row_pretrains_on_the_words_of_its_own_share(without, films, tmp_path):
+    spec = {
+        "name": "films", "task": "chest", "cache": str(films.cache("nih")), "set_aside": "ratio", "ratios": [0.4, 0.5],
+        "methods": {"TS": {"finetune": {"width": 4}}, "TransVW": {"method": "transvw", "cache": "nih-words-aside-{aside}"}},
+        "seeds": [0], "focus": "TransVW", "bootstrap": 200,
+        "pretrain": {"learner": LEARNER, "train": {"steps": 2, "batch": 8}},
+        "finetune": {"learner": {"side": 32, "resize": 36}, "train": {"steps": 2, "batch": 4}},
+    }  # fmt: skip
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec), "utf-8")
+    found = table(tmp_path / "spec.yaml", out=tmp_path / "out", workspace=films)
+    run = json.loads((tmp_path / "out" / "pretrain" / "TransVW-aside-0.4-seed-0" / "run.json").read_text("utf-8"))
+    assert run["cache"] == str(without.cache.resolve())
+    assert found.done == 3
+    assert set(found.failed) == {"TransVW-aside-0.5-seed-0"}  # nobody made its words
+    assert "nih-words-aside-0.5 is no cache" in found.failed["TransVW-aside-0.5-seed-0"]
 
 
 def test_what_they_are_is_seen_by_looking(words):
