@@ -11,15 +11,13 @@ from torch.nn import functional as F
 
 from pcrl_cli.augment.genesis import corrupt, draw_elastic, draw_one_of, elastic
 from pcrl_cli.augment.pairs import NetworkInput, normalised, slices, to_unit
-from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.networks.blocks import AXES, ConvBnReLU, gap
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.nsunet import Up
-from pcrl_cli.networks.restorer import Restorer, architecture_of, backbone
+from pcrl_cli.networks.restorer import Restorer, RestorerConfig, architecture_of, backbone
 from pcrl_cli.pure import losses
 from pcrl_cli.pure.words import Words
 
@@ -29,13 +27,9 @@ POOLINGS = 3
 """Of the encoder that describes volumes, as published."""
 
 
-class Config(Settings):
+class Config(RestorerConfig):
     """Every choice of the method; the presets say more (recipes/presets.yaml)."""
 
-    width: int = Field(32, ge=1, description="base number of filters; 2D: 64")
-    poolings: int = Field(5, ge=1, description="3D; native: 3")
-    decoder_skip: bool = True
-    up: Up = Field("nearest", description="native: deconv")
     network_input: NetworkInput = Field("normalised", description="native: unit, the corrupted cube in [0, 1]")
     windows: int = Field(5, ge=1, description="of local shuffling")
     elastic_alpha: float = Field(991.0, ge=0)
@@ -58,9 +52,8 @@ class TransVW(Learner):
                 "the cache names no visual words; make one with `pcrl discover` and give it to --method transvw"
             )
         self.config, self.stored = config, stored
-        encoder = backbone(stored.dim, stored.channels, config.width, config.poolings)
-        self.restorer = Restorer(encoder, stored.channels, config.decoder_skip, config.up)
-        c = encoder.widths[-1]
+        self.restorer = config.restorer(stored)
+        c = self.encoder.widths[-1]
         self.tell = ConvBnReLU(AXES[stored.dim], c, 2 * c, bias=True)
         self.words = nn.Linear(2 * c, len(stored.classes))
 
@@ -70,7 +63,7 @@ class TransVW(Learner):
 
     @property
     def architecture(self) -> Architecture:
-        return architecture_of(self.stored.dim, self.config.width, self.config.poolings)
+        return self.config.architecture(self.stored.dim)
 
     def views(self, batch: Batch, rng: Rng) -> Views:
         """x: the cubes in [0, 1], the target; g: bent, then corrupted in one of four ways; word: their labels."""
