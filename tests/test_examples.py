@@ -159,8 +159,7 @@ def test_a_tables_spec_names_what_there_is_and_its_settings_resolve(path):
         paper = TABLES_OF_THE_PAPER[spec.paper_table]
         assert spec.ratios == paper.ratios
         assert set(spec.methods) == set(printed_numbers(spec))
-        missing = set(paper.values) - set(spec.methods)
-        assert missing <= ({"TransVW"} if spec.task == "chest" else set())
+        assert set(paper.values) == set(spec.methods)
 
 
 def test_all_tables_of_the_paper_have_a_spec():

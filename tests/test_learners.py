@@ -88,7 +88,8 @@ def build(case, seed=0):
         return module.TASK(encoder, module.Config(**SMALL.get(name, {})), stored_of(case))
     module = find("method", name, METHODS)
     options = options_of(name, variant, dim)
-    small = {"width": 2} | SMALL.get(dim, {}) | SMALL.get(name, {})
+    of_dim = {key: value for key, value in SMALL.get(dim, {}).items() if key in module.Config.model_fields}
+    small = {"width": 2} | of_dim | SMALL.get(name, {})
     nested = {key: options.get(key, {}) | value for key, value in small.items() if isinstance(value, dict)}
     return module.LEARNER(module.Config(**options | small | nested), STORED[dim])
 
@@ -111,15 +112,19 @@ def batch_of(case):
     if group(case) == "candidates":
         return {"blocks": crops(4, 1, 24, 24, 24), "label": torch.tensor([0, 1, 1, 0], dtype=torch.uint8)}
     if group(case) == "words":
-        return {"word": crops(4, 1, 24, 16, 16), "label": torch.tensor([0, 1, 1, 0], dtype=torch.int16)}
+        word = crops(4, 1, 24, 16, 16) if case[3] == "3d" else films()
+        return {"word": word, "label": torch.tensor([0, 1, 1, 0], dtype=torch.int16)}
     if group(case) == "images":
-        image = ((crops(4, 1, 8, 64, 64)[:, :, 3].int() + 1000) / 8).to(torch.uint8)
-        return {"image": image, "label": torch.tensor([[0, 1, -1], [1, 0, 0], [0, 0, 1], [-1, 1, 1]]).to(torch.int8)}
+        return {"image": films(), "label": torch.tensor([[0, 1, -1], [1, 0, 0], [0, 0, 1], [-1, 1, 1]]).to(torch.int8)}
     if group(case) == "volumes":
         image = crops(4, stored_of(case).channels, 16, 24, 12)
         return {"image": image, "mask": labels_of(image)}
     locals_ = crops(4, 6, 1, 8, 8, 8)
     return {"globals": crops(4, 2, 1, 24, 16, 16), "locals_sub": locals_, "locals_multi": locals_.flip(1)}
+
+
+def films():
+    return ((crops(4, 1, 8, 64, 64)[:, :, 3].int() + 1000) / 8).to(torch.uint8)
 
 
 def labels_of(image):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.readers.nih import CLASSES
+from pcrl_cli.stages.discover import discover_words
 from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep
@@ -76,3 +77,21 @@ def test_boxes_lie_where_lungs_are(real):
     centres = np.array([(x + w / 2, y + h / 2) for x, y, w, h in mine])
     assert ((centres > 0.05) & (centres < 0.95)).all()
     assert gzip.decompress((raw / "BBox_List_2017.csv.gz").read_bytes()).count(b"\n") >= 984
+
+
+def test_words_of_real_radiographs_are_places_that_look_alike(real):
+    workspace, cache, _ = real
+    layers = [("test", {"width": 4, "words": {"classes": 8, "neighbours": 20}, "train": {"steps": 6, "batch": 16}})]
+    found = discover_words(cache.path, workspace=workspace, layers=layers, jobs=1)
+    words = open_cache(found.cache)
+    items = words.read("words", ("word", "label"), words.cases()).arrays
+    assert np.bincount(items["label"]).tolist() == [60] * 8
+    exact, label = items["word"][::3, 0].astype(float), items["label"][::3]
+    exact -= exact.mean(axis=(1, 2), keepdims=True)
+    exact /= exact.std(axis=(1, 2), keepdims=True) + 1e-6
+    alike = np.einsum("ixy,jxy->ij", exact, exact) / exact[0].size
+    same = (label[:, None] == label) & ~np.eye(len(label), dtype=bool)
+    assert alike[same].mean() > alike[label[:, None] != label].mean() + 0.15
+    learner = [("test", {"learner": {"width": 4}, "train": {"steps": 4, "batch": 16}})]
+    pre = pretrain(found.cache, dim="2d", method="transvw", workspace=workspace, layers=learner)
+    assert all(np.isfinite(v) for v in pre.outcome["last"].values())

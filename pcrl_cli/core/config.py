@@ -51,6 +51,7 @@ GROUPS = frozenset(
         "width",
         "poolings",
         "stem",
+        "transfer",
         "allow_overlap",
     )
 )

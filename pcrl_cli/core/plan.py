@@ -101,12 +101,14 @@ class Drawn:
     counts: tried, kept, and refused by reason, for `prep --json`.
     chunks: what is read in one piece, by array; one item if it is not said.
     packed: arrays that are stored compressed: masks.
+    source: of a shard of images, which of the scan's images each item was made from; without it item k is image k.
     """
 
     arrays: dict[str, np.ndarray]
     counts: Counter[str] = field(default_factory=Counter)
     chunks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     packed: frozenset[str] = frozenset()
+    source: Int64[np.ndarray, " n"] | None = None
 
 
 @runtime_checkable

@@ -253,15 +253,17 @@ def _make(job: _Job) -> tuple[str, Status, Bad]:
         return case.id, "refused", {case.id: str(error)}
     except MemoryError as error:
         raise MachineError(f"not enough memory for the scan {case.id}: run again with fewer --jobs") from error
-    record = write_shard(job.folder, case.id, drawn, job.facts | _facts(scan, case))
+    record = write_shard(job.folder, case.id, drawn, job.facts | _facts(scan, case, drawn))
     return case.id, "made", _reasons(record)
 
 
-def _facts(scan: Scan, case: Case) -> Record:
+def _facts(scan: Scan, case: Case, drawn: Mapping[str, Drawn]) -> Record:
     """Who and what is in the shard, for splits and for the search for leaks."""
     if not isinstance(scan, Pictures):
         return {"scan_ids": list(scan.scan_ids)}
-    items = {"id": list(scan.id), "patient": list(scan.patient), "scan_id": list(scan.scan_ids)}
+    source = next((one.source.tolist() for one in drawn.values() if one.source is not None), range(len(scan.id)))
+    columns = {"id": scan.id, "patient": scan.patient, "scan_id": scan.scan_ids}
+    items = {name: [column[i] for i in source] for name, column in columns.items()}
     whose = {image.id: image.patient for image in case.images}
     bad = {name: {"patient": whose.get(name, ""), "reason": reason} for name, reason in sorted(scan.bad.items())}
     return {"scan_ids": [], "items": items, "bad": bad}

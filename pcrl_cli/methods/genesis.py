@@ -9,14 +9,12 @@ from torch import Tensor
 from pcrl_cli.augment.genesis import GenesisRates, corrupt, draw_corruption, draw_flips, flip
 from pcrl_cli.augment.images import ImageRanges
 from pcrl_cli.augment.pairs import ARRAYS, NetworkInput, normalised, one_crop, slices
-from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.nsunet import Up
-from pcrl_cli.networks.restorer import Restorer, architecture_of, backbone
+from pcrl_cli.networks.restorer import RestorerConfig
 from pcrl_cli.pure import losses
 from pcrl_cli.pure.crops import CropPairs
 
@@ -24,13 +22,9 @@ GROUPS = {3: "pairs", 2: "images"}
 CROP_PLANS = {3: CropPairs}
 
 
-class Config(Settings):
+class Config(RestorerConfig):
     """Every choice of the method; the presets say more (recipes/presets.yaml)."""
 
-    width: int = Field(32, ge=1, description="base number of filters; 2D: 64")
-    poolings: int = Field(5, ge=1, description="3D; native: 3")
-    decoder_skip: bool = True
-    up: Up = Field("nearest", description="native: deconv")
     network_input: NetworkInput = Field("normalised", description="native: unit, the corrupted crop in [0, 1]")
     rates: GenesisRates = GenesisRates()
     images: ImageRanges = Field(ImageRanges(), description="2D: of the crops' boxes")
@@ -46,8 +40,7 @@ class Genesis(Learner):
     def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
         self.config, self.stored = config, stored
-        encoder = backbone(stored.dim, stored.channels, config.width, config.poolings)
-        self.restorer = Restorer(encoder, stored.channels, config.decoder_skip, config.up)
+        self.restorer = config.restorer(stored)
 
     @property
     def encoder(self) -> Encoder:
@@ -55,7 +48,7 @@ class Genesis(Learner):
 
     @property
     def architecture(self) -> Architecture:
-        return architecture_of(self.stored.dim, self.config.width, self.config.poolings)
+        return self.config.architecture(self.stored.dim)
 
     def views(self, batch: Batch, rng: Rng) -> Views:
         """x (b, c, ...) flipped, clean, in [0, 1]: the target. g the same corrupted, as the network sees it."""

@@ -21,15 +21,13 @@ from pcrl_cli.augment.intensity import blur, draw_blur
 from pcrl_cli.augment.mix import draw_name, draw_share, mix, order
 from pcrl_cli.augment.pairs import ARRAYS, cropped, normalised, slices, to_unit
 from pcrl_cli.augment.spatial import affine, draw_affine
-from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.blocks import gap
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.momentum import Contrast, follow, in_groups, momentum_copy, trainable
-from pcrl_cli.networks.nsunet import Up
-from pcrl_cli.networks.restorer import Restorer, architecture_of, backbone
+from pcrl_cli.networks.restorer import Restorer, RestorerConfig
 from pcrl_cli.pure import losses
 from pcrl_cli.pure.crops import CropPairs
 
@@ -39,13 +37,9 @@ LEAST_BATCH = 8
 """Samples a rank: the batch norms of the keys' groups need them."""
 
 
-class Config(Settings):
+class Config(RestorerConfig):
     """Every choice of the method; the presets say more (recipes/presets.yaml)."""
 
-    width: int = Field(32, ge=1, description="base number of filters; 2D: 64")
-    poolings: int = Field(5, ge=1, description="3D; native: 3")
-    decoder_skip: bool = True
-    up: Up = Field("nearest", description="native: deconv")
     features: int = Field(128, ge=1)
     queue: int = Field(16384, ge=1, description="negatives: the last so many keys")
     temperature: float = Field(0.2, gt=0)
@@ -108,11 +102,10 @@ class PCRLv1(Learner):
     def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
         self.config, self.stored = config, stored
-        encoder = backbone(stored.dim, stored.channels, config.width, config.poolings)
-        restorer = Restorer(encoder, stored.channels, config.decoder_skip, config.up)
+        restorer = config.restorer(stored)
         self.student = Student(restorer, config.features)
         self.teacher = momentum_copy(self.student)
-        self.gate = Gate(stored.dim + 4, encoder.widths[-1])
+        self.gate = Gate(stored.dim + 4, restorer.net.encoder.widths[-1])
         samples = config.samples if config.criterion == "nce" else None
         self.contrast = Contrast(config.queue, config.features, config.temperature, samples)
 
@@ -122,7 +115,7 @@ class PCRLv1(Learner):
 
     @property
     def architecture(self) -> Architecture:
-        return architecture_of(self.stored.dim, self.config.width, self.config.poolings)
+        return self.config.architecture(self.stored.dim)
 
     def players(self) -> dict[str, Iterable[Any]]:
         return {"main": [*trainable(self.student), *trainable(self.gate)]}

@@ -1,5 +1,7 @@
 """TransVW (Haghighi et al., TMI 2021): cubes of discovered visual words are restored, and their word is told.
 
+In 2D a cube is a square of a radiograph, as large as the network's input; all else is the same.
+
 Words are found first, without labels: `pcrl discover` (stages/discover.py, pure/words.py) with a `Describer` of scans.
 """
 
@@ -9,29 +11,25 @@ from torch.nn import functional as F
 
 from pcrl_cli.augment.genesis import corrupt, draw_elastic, draw_one_of, elastic
 from pcrl_cli.augment.pairs import NetworkInput, normalised, slices, to_unit
-from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng
-from pcrl_cli.networks.blocks import gap
+from pcrl_cli.networks.blocks import AXES, ConvBnReLU, gap
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.nsunet import Up
-from pcrl_cli.networks.restorer import Restorer, architecture_of, backbone
+from pcrl_cli.networks.restorer import Restorer, RestorerConfig, architecture_of, backbone
 from pcrl_cli.pure import losses
 from pcrl_cli.pure.words import Words
 
-GROUPS = {3: "words"}
-CROP_PLANS = {3: Words}
+GROUPS = {3: "words", 2: "words"}
+CROP_PLANS = {3: Words, 2: Words}
+POOLINGS = 3
+"""Of the encoder that describes volumes, as published."""
 
 
-class Config(Settings):
+class Config(RestorerConfig):
     """Every choice of the method; the presets say more (recipes/presets.yaml)."""
 
-    width: int = Field(32, ge=1, description="base number of filters")
-    poolings: int = Field(5, ge=1, description="native: 3")
-    decoder_skip: bool = True
-    up: Up = Field("nearest", description="native: deconv")
     network_input: NetworkInput = Field("normalised", description="native: unit, the corrupted cube in [0, 1]")
     windows: int = Field(5, ge=1, description="of local shuffling")
     elastic_alpha: float = Field(991.0, ge=0)
@@ -45,7 +43,7 @@ class Config(Settings):
 
 
 class TransVW(Learner):
-    """Batch: `word` (b, 1, x, y, z) cubes as stored, `label` (b,) their words, whose number the cache knows."""
+    """Batch: `word` (b, 1, *space) cubes as stored, `label` (b,) their words, whose number the cache knows."""
 
     def __init__(self, config: Config, stored: Stored) -> None:
         super().__init__()
@@ -54,10 +52,9 @@ class TransVW(Learner):
                 "the cache names no visual words; make one with `pcrl discover` and give it to --method transvw"
             )
         self.config, self.stored = config, stored
-        encoder = backbone(stored.dim, stored.channels, config.width, config.poolings)
-        self.restorer = Restorer(encoder, stored.channels, config.decoder_skip, config.up)
-        c = encoder.widths[-1]
-        self.tell = nn.Sequential(nn.Conv3d(c, 2 * c, 3, padding=1), nn.BatchNorm3d(2 * c), nn.ReLU(inplace=True))
+        self.restorer = config.restorer(stored)
+        c = self.encoder.widths[-1]
+        self.tell = ConvBnReLU(AXES[stored.dim], c, 2 * c, bias=True)
         self.words = nn.Linear(2 * c, len(stored.classes))
 
     @property
@@ -66,7 +63,7 @@ class TransVW(Learner):
 
     @property
     def architecture(self) -> Architecture:
-        return architecture_of(self.stored.dim, self.config.width, self.config.poolings)
+        return self.config.architecture(self.stored.dim)
 
     def views(self, batch: Batch, rng: Rng) -> Views:
         """x: the cubes in [0, 1], the target; g: bent, then corrupted in one of four ways; word: their labels."""
@@ -103,12 +100,15 @@ class TransVW(Learner):
 
 
 class Describer(Learner):
-    """Of whole scans, resized: an auto-encoder, whose pooled bottleneck says which patients are alike."""
+    """Of whole scans, made small: an auto-encoder, whose pooled bottleneck says which patients are alike.
 
-    def __init__(self, width: int, stored: Stored) -> None:
+    shape: of what it sees. Volumes are cached so; images are resized here.
+    """
+
+    def __init__(self, width: int, shape: tuple[int, ...], stored: Stored) -> None:
         super().__init__()
-        self.stored, self.width = stored, width
-        self.restorer = Restorer(backbone(3, stored.channels, width, 3), stored.channels)
+        self.stored, self.width, self.shape = stored, width, shape
+        self.restorer = Restorer(backbone(stored.dim, stored.channels, width, POOLINGS), stored.channels)
 
     @property
     def encoder(self) -> Encoder:
@@ -116,14 +116,25 @@ class Describer(Learner):
 
     @property
     def architecture(self) -> Architecture:
-        return architecture_of(3, self.width, 3)
+        return architecture_of(self.stored.dim, self.width, POOLINGS)
 
     def views(self, batch: Batch, rng: Rng) -> Views:
-        """x (b, 1, x, y, z) in [0, 1], as stored: nothing is random."""
-        return {"x": to_unit(batch["image"], self.stored)}
+        """x (b, 1, *shape) in [0, 1]: nothing is random."""
+        return {"x": self.small(batch["image"])}
+
+    def small(self, image: Tensor) -> Tensor:
+        """Stored volumes or images in [0, 1], as the network sees them but for an image's three channels."""
+        x = to_unit(image, self.stored)
+        if tuple(x.shape[2:]) == self.shape:
+            return x
+        return F.interpolate(x, self.shape, mode="bilinear", antialias=True, align_corners=False)
 
     def losses(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
-        return {"restore": losses.mse(self.restorer(views["x"]), views["x"])}
+        return {"restore": losses.mse(self.restorer(normalised(views["x"], "unit")), views["x"])}
+
+    def describe(self, image: Tensor) -> Tensor:
+        """(b, 1, *space) as stored to descriptors (b, c)."""
+        return gap(self.encoder(normalised(self.small(image), "unit"))[-1])
 
 
 LEARNER = TransVW

@@ -6,6 +6,23 @@ from torch import Tensor, nn
 from pcrl_cli.networks.encoder import Encoder
 
 
+class Shortcut(nn.Conv2d):
+    """A strided 1x1 convolution without bias; on a CPU, of the pixels that it looks at, taken first.
+
+    The same sums. oneDNN's own strided backward pass (torch 2.13.0) writes beyond its memory where maps are channels-last
+    and have 8 channels or fewer, and the process ends with a segmentation fault (docs/LOG.md).
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__(c_in, c_out, 1, stride, bias=False)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        rows, columns = self.stride
+        return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight)
+
+
 class BasicBlock(nn.Module):
     """relu(BN(Conv3x3(relu(BN(Conv3x3(x))))) + x), the shortcut a strided 1x1 convolution where the shape changes."""
 
@@ -18,7 +35,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or c_in != c_out:
-            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+            self.downsample = nn.Sequential(Shortcut(c_in, c_out, stride), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b _ _ _"]:
         shortcut = x if self.downsample is None else self.downsample(x)

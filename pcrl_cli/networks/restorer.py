@@ -2,9 +2,12 @@
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
+from pcrl_cli.core.learner import Stored
 from pcrl_cli.networks.blocks import AXES
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.encoders import build_encoder
@@ -49,3 +52,21 @@ class Restorer(nn.Module):
         for stage, level, skip in zip(self.net.stages, [*reversed(maps[:-1]), x], self.net.skips, strict=False):
             f = stage(f, level, skip)
         return torch.sigmoid(self.head(f).float())
+
+
+class RestorerConfig(Settings):
+    """The part of a method's Config that its U-Net is built from; skips are on, as in Models Genesis and its kin."""
+
+    width: int = Field(32, ge=1, description="base number of filters; 2D: 64")
+    poolings: int = Field(5, ge=1, description="3D; native: 3")
+    decoder_skip: bool = True
+    up: Up = Field("nearest", description="native: deconv")
+
+    def restorer(self, stored: Stored) -> Restorer:
+        """With random weights, for what the cache holds."""
+        encoder = backbone(stored.dim, stored.channels, self.width, self.poolings)
+        return Restorer(encoder, stored.channels, self.decoder_skip, self.up)
+
+    def architecture(self, dim: int) -> Architecture:
+        """Of its encoder."""
+        return architecture_of(dim, self.width, self.poolings)

@@ -22,6 +22,7 @@ from pcrl_cli.core.contract import Contract, Domain
 from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.networks.encoders import planned_encoder
 from pcrl_cli.networks.open_torch import Unsafe, check_archive
+from pcrl_cli.networks.segment import STAGES
 
 Format = Literal["safetensors", "torch"]
 Stem = Literal["divide", "repeat"]
@@ -41,11 +42,21 @@ class Weights:
     contract: Contract
     others: tuple[str, ...] = ()
     """Names of the file's tensors that are no part of the encoder: decoder, heads, a task's last layer."""
+    decoder: dict[str, Tensor] = field(default_factory=dict)
+    """Those among them that lie beside the encoder as a decoder's do, by their names there: `stages.0. ...`."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of names and values, wherever they come from."""
-        return hashlib.sha256(save({key: value.contiguous() for key, value in self.tensors.items()})).hexdigest()
+        return _digest(self.tensors)
+
+    @property
+    def decoder_digest(self) -> str:
+        return _digest(self.decoder)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(save({key: value.contiguous() for key, value in tensors.items()})).hexdigest()
 
 
 @dataclass
@@ -58,7 +69,7 @@ class TransferReport:
     unexpected: list[str] = field(default_factory=list)
     wrong_shape: list[str] = field(default_factory=list)
     not_encoder: list[str] = field(default_factory=list)
-    """Keys of the file that belong to a decoder, a head or a task's last layer: only the encoder moves."""
+    """Keys of the file that belong to a decoder, a head or a task's last layer, which stay behind."""
     adapted: list[str] = field(default_factory=list)
     """Keys that were changed to fit, and how."""
     differences: list[str] = field(default_factory=list)
@@ -108,7 +119,10 @@ def read_weights(path: Path) -> Weights:
     known = (contract.encoder_at or PREFIXES[0], *PREFIXES)
     prefix = next((p for p in known if any(key.startswith(p) for key in tensors)), "")
     encoder = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return Weights(path, encoder, contract, tuple(sorted(key for key in tensors if not key.startswith(prefix))))
+    others = tuple(sorted(key for key in tensors if not key.startswith(prefix)))
+    network = prefix.removesuffix("encoder.")
+    beside = {key.removeprefix(network): tensors[key] for key in others if key.startswith(f"{network}{STAGES}")}
+    return Weights(path, encoder, contract, others, beside)
 
 
 def require_backed(weights: Weights) -> Weights:
@@ -246,6 +260,16 @@ def load_encoder(encoder: nn.Module, weights: Weights, domain: Domain, stem: Ste
         )
     encoder.load_state_dict(own | new)
     return report
+
+
+def load_decoder(network: nn.Module, weights: Weights, report: TransferReport) -> None:
+    """Loads the decoder's tensors, every one of them, into a network that was built for them; noted in the report."""
+    own = network.state_dict()
+    wanted = {key for key in own if key.startswith(STAGES)}
+    assert wanted == weights.decoder.keys(), "the network was built for another decoder"
+    network.load_state_dict(own | weights.decoder)
+    report.loaded += sorted(wanted)
+    report.not_encoder = [k for k in report.not_encoder if not any(k.endswith(f".{name}") for name in wanted)]
 
 
 def _inflate(key: str, value: Tensor, own: Tensor, stem: Stem, report: TransferReport) -> Tensor:

@@ -29,8 +29,10 @@ def resize_matrix(n_in: int, n_out: int) -> Float64[np.ndarray, "n_out n_in"]:
     return matrix
 
 
-def resize(values: Float[np.ndarray, "x y z"], shape: tuple[int, int, int]) -> Float64[np.ndarray, "a b c"]:
-    """`values` on a grid of another shape over the same extent, computed in float64."""
+def resize(values: Float[np.ndarray, "*s"], shape: tuple[int, ...]) -> Float64[np.ndarray, "*t"]:
+    """`values` (two or three axes) on a grid of another shape over the same extent, computed in float64."""
+    if values.ndim == 2:
+        return resize(values[None], (1, *shape))[0]
     out = np.ascontiguousarray(values, dtype=np.float64)
     for axis in (2, 1, 0):
         if out.shape[axis] != shape[axis]:

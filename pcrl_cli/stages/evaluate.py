@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pcrl_cli.core import files
 from pcrl_cli.core.config import validate as validate_settings
-from pcrl_cli.core.contract import Architecture, Contract
+from pcrl_cli.core.contract import Contract
 from pcrl_cli.core.errors import ConfigError, ThresholdError, UsageError
 from pcrl_cli.core.learner import Task
 from pcrl_cli.core.listener import Listener
@@ -19,7 +19,7 @@ from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import Device, resolve_device
 from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.stages import patients, training
-from pcrl_cli.stages.finetune import FinetuneSettings, build_task
+from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.report import EVALUATION, evaluation_report
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.weights import unfinished
@@ -186,7 +186,7 @@ def load_task(run: Run, settings: FinetuneSettings, cache: Cache) -> Task:
     stored = training.stored(cache)
     learned = run.record.get("prepared", {}).get("classes") or stored.classes  # another cache may have other labels
     stored = replace(stored, classes=tuple(learned))
-    model = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
+    model = recorded_task(run, settings, stored)
     model.load_state_dict(checkpoint.model)
     return model
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -19,9 +19,11 @@ from pcrl_cli.core.names import find
 from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.engine.distributed import World
+from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Device, TrainConfig, Trainer, require_trainable, resolve_device
 from pcrl_cli.networks.encoders import build_encoder
-from pcrl_cli.networks.transfer import Stem, Weights, load_encoder
+from pcrl_cli.networks.segment import Decoder, decoder_in
+from pcrl_cli.networks.transfer import Stem, Weights, load_decoder, load_encoder
 from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.report import finetune_report
 from pcrl_cli.stages.results import Plan, Result
@@ -29,6 +31,7 @@ from pcrl_cli.stages.weights import initial, weights_of
 from pcrl_cli.stages.workflows import Work, workflow_of
 from pcrl_cli.stages.workspace import Workspace
 from pcrl_cli.tasks import TASKS
+from pcrl_cli.tasks.base import Segmentation
 
 TaskConfig = TypeVar("TaskConfig", bound=BaseModel)
 FROM_SCRATCH = {
@@ -52,6 +55,10 @@ class FinetuneSettings(Settings, Generic[TaskConfig]):
     init: str | None = Field(None, description="imagenet=FILE: a local torchvision state dict to start from, 2D")
     stem: Stem = Field(
         "divide", description="a first convolution of one channel over c: divided by c, or only repeated"
+    )
+    transfer: Literal["encoder", "encoder_decoder"] = Field(
+        "encoder",
+        description="what moves from the weights; with the decoder a segmentation is the whole pre-trained U-Net",
     )
     allow_overlap: bool = Field(False, description="accept weights that saw validation or test patients")
 
@@ -158,7 +165,9 @@ def _finetune(
     loaded = _start(settings)
     architecture_of(settings, loaded, training.dim_of(module, opened))
     start = loaded.contract.model_dump_json() if loaded else "scratch"
-    inputs = (training.manifest_digest(opened), start, loaded.digest if loaded else "")
+    decoder = decoder_of(settings, loaded)
+    inputs = [training.manifest_digest(opened), start, loaded.digest if loaded else ""]
+    inputs += [loaded.decoder_digest] if loaded and decoder else []
     found = {"width": None, "poolings": None} if loaded else {}  # the weights' own, by now
     decisive = settings.model_copy(
         update={"weights": None, "init": None, **found}
@@ -203,8 +212,11 @@ def _train(
     require_trainable(settings.train, device, module.TASK)
     workflow, work = workflow_of(module), Work(module, settings, cache, device, listener, world=world)
     architecture = architecture_of(settings, weights, training.dim_of(module, cache))
-    task = build_task(settings, architecture, training.stored(cache))
+    decoder = decoder_of(settings, weights)
+    task = build_task(settings, architecture, training.stored(cache), decoder)
     report = load_encoder(task.encoder, weights, training.domain_of(cache), settings.stem) if weights else None
+    if weights and decoder and report and isinstance(task, Segmentation):
+        load_decoder(task.network, weights, report)
     if report:
         training.note_transfer(report, listener)
     labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
@@ -218,6 +230,7 @@ def _train(
             cache_fingerprint=training.manifest_digest(cache),
             prepared=training.prepared_of(cache),
             architecture=architecture.model_dump(),
+            decoder=decoder.model_dump(mode="json") if decoder else None,
             start=str(weights.path) if weights else "scratch",
             weights_contract=weights.contract.model_dump(mode="json") if weights else None,
             overlap=overlap,
@@ -309,13 +322,47 @@ def architecture_of(settings: FinetuneSettings, weights: Weights | None, dim: in
     return found
 
 
-def build_task(settings: FinetuneSettings, architecture: Architecture, stored: Stored) -> Task:
+def decoder_of(settings: FinetuneSettings, weights: Weights | None) -> Decoder | None:
+    """The decoder that moves with the encoder, where that is asked for.
+
+    Raises:
+        ConfigError: the task has no decoder, there are no weights, or they hold no decoder of a pre-training.
+    """
+    if settings.transfer == "encoder":
+        return None
+    if not issubclass(find("task", settings.task, TASKS).TASK, Segmentation):
+        raise ConfigError(f"transfer=encoder_decoder is for segmentation; the task {settings.task} has no decoder")
+    if weights is None:
+        raise ConfigError("transfer=encoder_decoder needs --weights, the run of a pre-training")
+    contract = weights.contract
+    found = decoder_in(weights.decoder, contract.architecture, contract.domain.channels)
+    if found is None:
+        raise ConfigError(
+            f"{weights.path} holds no decoder of a pre-training (an export has the encoder alone, and so have methods "
+            "that restore nothing); give the run of pcrlv2, genesis, transvw, pcrlv1 or rubik, or leave transfer out"
+        )
+    return found
+
+
+def recorded_task(run: Run, settings: FinetuneSettings, stored: Stored) -> Task:
+    """A run's task as it was built, from what its record says."""
+    decoder = run.record.get("decoder")
+    architecture = Architecture.model_validate(run.record["architecture"])
+    return build_task(settings, architecture, stored, Decoder.model_validate(decoder) if decoder else None)
+
+
+def build_task(
+    settings: FinetuneSettings, architecture: Architecture, stored: Stored, decoder: Decoder | None = None
+) -> Task:
     """The task with weights drawn from the seed, without touching the global generator."""
     module = find("task", settings.task, TASKS)
     with torch.random.fork_rng():
         torch.manual_seed(settings.train.seed)
         encoder = build_encoder(architecture, stored.channels)
-        return module.TASK(encoder, settings.learner, stored)
+        task = module.TASK(encoder, settings.learner, stored)
+        if decoder is not None:
+            task.build_whole(decoder)
+        return task
 
 
 def check_overlap(

@@ -67,6 +67,9 @@ def _cache(path: Path) -> dict[str, Any]:
     if m["dim"] == 2:
         kept = m["totals"]["counts"].get("images", {}).get("kept", 0)
         shards = f"{len(m['cases'])} with {kept} of {m['scans']} images"
+    if m["dim"] == 2 and "words" in cache.groups:
+        squares = int(cache.sizes("words", "label", cache.cases()).sum())
+        shards = f"{len(m['cases'])} with {squares} squares of {m['scans']} images"
     patients = Counter({part: len(cache.patients(part)) for part in ("train", "val", "test")})
     return {
         "data set": m["reader"]["name"],

@@ -14,7 +14,6 @@ import torch
 
 from pcrl_cli.core import files
 from pcrl_cli.core.config import ENVIRONMENT, Layer
-from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, UsageError
 from pcrl_cli.core.learner import Stored, Task
 from pcrl_cli.core.listener import Listener
@@ -32,7 +31,7 @@ from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.tables import safe_name
 from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files, write_mask
 from pcrl_cli.stages.evaluate import settings_of
-from pcrl_cli.stages.finetune import FinetuneSettings, build_task
+from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.weights import unfinished
 from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config, native_regions
@@ -230,7 +229,7 @@ def load(
     how = Preparation.model_validate(prepared["settings"]["prepare"])
     stored = Stored(3, prepared["channels"], how.to_unit, tuple(prepared["classes"]))
     checkpoint = unseal(run.weights_path().parent)
-    task = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
+    task = recorded_task(run, settings, stored)
     task.load_state_dict(checkpoint.model)
     config = _config(settings, layers)
     return Predictor(module, task.to(device).eval(), config, how, tuple(prepared["channel_names"]), device, autocast)

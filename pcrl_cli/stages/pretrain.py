@@ -174,6 +174,7 @@ def _pretrain(
     _require_recipe(opened, settings)
     _require_batch(settings, world)
     training.note_partial(opened, listener)
+    _note_words(opened, settings, listener)
     start = _start(settings)
     decisive = settings.model_copy(update={"init": None})  # the file's content decides, not its place
     inputs = (training.manifest_digest(opened), *([start.digest] if start else []))
@@ -363,6 +364,17 @@ def _require_recipe(cache: Cache, settings: PretrainSettings) -> None:
         raise ConfigError(
             f"{cache.path} was made with recipe {made_for}, not {settings.recipe}; prepare it again with "
             f"--recipe {settings.recipe}, pre-train with --recipe {made_for}, or accept it with --set any_recipe=true"
+        )
+
+
+def _note_words(cache: Cache, settings: PretrainSettings, listener: Listener) -> None:
+    """Patients who are set aside now may have helped to find the words."""
+    aside = cache.manifest.get("set_aside", settings.set_aside)
+    if aside < settings.set_aside:
+        listener.warn(
+            f"the words of {cache.path} were found with {f'{aside:g}' if aside else 'nobody'} set aside: patients whom "
+            f"--set-aside {settings.set_aside:g} keeps for fine-tuning counted among the neighbours, though none of their "
+            f"cubes is trained on; find words without them with `pcrl discover --set-aside {settings.set_aside:g}`"
         )
 
 

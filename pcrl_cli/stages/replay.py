@@ -7,7 +7,6 @@ from typing import ClassVar
 from pydantic import BaseModel
 
 from pcrl_cli.core.config import validate
-from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError, IntegrityError
 from pcrl_cli.core.learner import Learner
 from pcrl_cli.core.names import find
@@ -19,7 +18,7 @@ from pcrl_cli.engine.trainer import Device, TrainConfig, resolve_device, resolve
 from pcrl_cli.methods import METHODS
 from pcrl_cli.methods.transvw import Describer
 from pcrl_cli.stages.discover import DiscoverSettings
-from pcrl_cli.stages.finetune import FinetuneSettings, build_task
+from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.pretrain import PretrainSettings, build_learner
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.training import stored
@@ -100,11 +99,10 @@ def _learner(run: Run, cache: Path | None) -> tuple[Learner, TrainConfig]:
         return build_learner(settings, opened), settings.train
     if verb == "discover":
         words = validate(DiscoverSettings, values)
-        return Describer(words.width, stored(opened)), words.train
+        return Describer(words.width, words.thumbnails.shape, stored(opened)), words.train
     config = find("task", values["task"], TASKS).Config
     tuning = validate(FinetuneSettings[config], values)  # type: ignore[valid-type]
-    architecture = Architecture.model_validate(run.record["architecture"])
-    return build_task(tuning, architecture, stored(opened)), tuning.train
+    return recorded_task(run, tuning, stored(opened)), tuning.train
 
 
 def _cache(run: Run, cache: Path | None) -> Cache:

@@ -45,7 +45,9 @@ class Arm(Settings):
     method: str | None = Field(None, description="of pcrl pretrain")
     weights: str | None = Field(None, description="a run or file to start from, in place of a method")
     config: str | None = Field(None, description="YAML as for pcrl pretrain --config, beside the spec")
-    cache: str | None = Field(None, description="to pre-train on, where it is another: TransVW's words")
+    cache: str | None = Field(
+        None, description="to pre-train on, where it is another: TransVW's words; {aside}: the share set aside"
+    )
     recipe: str | None = None
     preset: str | None = None
     pretrain: dict[str, Any] = Field(default_factory=dict, description="settings of this row's pre-training")
@@ -242,7 +244,7 @@ class Table:
             return None
         self.listener.say(f"pre-training {unit.name}")
         result = pretrain(
-            self._cache(arm.cache or self.spec.pretrain_cache or self.spec.cache),
+            self._pretrain_cache(unit),
             **self._pretrain_call(unit),
             out=self.pretraining(unit),
             workspace=self.workspace,
@@ -253,6 +255,13 @@ class Table:
         assert isinstance(result, PretrainResult)
         self._mark(result.run)
         return result.run
+
+    def _pretrain_cache(self, unit: Unit) -> Path | None:
+        """A row's own may be one for each share that is set aside, as words are that were found without these patients."""
+        own = self.spec.methods[unit.method].cache
+        if own is not None:
+            return self._cache(own.replace("{aside}", f"{unit.aside:g}"))
+        return self._cache(self.spec.pretrain_cache or self.spec.cache)
 
     def _pretrain_call(self, unit: Unit) -> dict[str, Any]:
         arm, spec = self.spec.methods[unit.method], self.spec
@@ -433,9 +442,8 @@ class Table:
         for unit in pretrainings:
             if (self.pretraining(unit) / "run.json").exists():
                 continue
-            arm = self.spec.methods[unit.method]
             planned = pretrain(
-                self._cache(arm.cache or self.spec.pretrain_cache or self.spec.cache),
+                self._pretrain_cache(unit),
                 **self._pretrain_call(unit),
                 out=self.pretraining(unit),
                 workspace=self.workspace,

@@ -138,7 +138,7 @@ def note_partial(cache: Cache, listener: Listener) -> None:
     m = cache.manifest
     unit = "images" if m["dim"] == 2 else "scans"
     refused = len(m.get("refused", []))
-    there = sum(len(r["items"]["id"]) if "items" in r else 1 for r in m["cases"])
+    there = sum(len(set(r["items"]["id"])) if "items" in r else 1 for r in m["cases"])
     expected = m.get("scans", there + refused)
     if there + refused < expected:
         listener.warn(

@@ -16,7 +16,7 @@ from pcrl_cli.core.learner import Batch, Progress, Stored, Task, Views
 from pcrl_cli.core.rng import Rng, Stream
 from pcrl_cli.networks.classify import Classifier
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.segment import Segmenter
+from pcrl_cli.networks.segment import Decoder, Segmenter, WholeSegmenter
 from pcrl_cli.pure.losses import soft_dice, voxel_bce
 from pcrl_cli.pure.volumes import PADDED
 
@@ -64,7 +64,7 @@ class SegmentationConfig(Settings):
     crop: Size
     crops: int | None = Field(None, ge=1, description="of a volume an epoch; none: one, or as many as fill a batch")
     foreground: float = Field(0.0, ge=0, le=1, description="share of the crops that must hold a foreground voxel")
-    skip: bool = Field(True, description="skip connections of the U-Net")
+    skip: bool = Field(True, description="skip connections of the U-Net; a transferred decoder keeps its own")
     loss: Literal["dice", "dice_bce"] = "dice"
     bce_weight: float = Field(0.2, ge=0, description="of the cross-entropy, with loss=dice_bce")
     window: Size | None = Field(None, description="of the sliding window; none: the crop")
@@ -91,8 +91,15 @@ class Segmentation(Task):
     ) -> None:
         super().__init__()
         self.config, self.stored, self.regions = config, stored, dict(regions)
-        layout = torch.channels_last_3d if encoder.dim == 3 else torch.channels_last
-        self.network = Segmenter(encoder, len(regions), config.skip)
+        self._use(Segmenter(encoder, len(regions), config.skip))
+
+    def build_whole(self, decoder: Decoder) -> None:
+        """The U-Net of a pre-training in place of one of the task's own, round the same encoder."""
+        self._use(WholeSegmenter(self.encoder, len(self.regions), decoder))
+
+    def _use(self, network: Segmenter | WholeSegmenter) -> None:
+        layout = torch.channels_last_3d if network.encoder.dim == 3 else torch.channels_last
+        self.network = network
         self.network.to(memory_format=layout)  # type: ignore[call-overload]  # 1.3 times as fast on a CPU
 
     @property

@@ -24,7 +24,8 @@ def learner(name: str, dim: int = 3, seed: int = 0, classes: tuple[str, ...] = (
     """Of width 2 and 3 poolings, weights from a seed."""
     module = find("method", name, METHODS)
     torch.manual_seed(seed)
-    images = {"images": {"global_side": 32, "cutout_side": 8}} if dim == 2 else {}
+    cropped_here = dim == 2 and "images" in module.Config.model_fields
+    images = {"images": {"global_side": 32, "cutout_side": 8}} if cropped_here else {}
     config = module.Config(**({"width": 2, "poolings": 3} | OPTIONS[name] | images | options))
     return module.LEARNER(config, Stored(dim, 1, (1 / 2000, 0.5) if dim == 3 else (1 / 255, 0.0), classes))
 

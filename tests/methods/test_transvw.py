@@ -11,29 +11,40 @@ from pcrl_cli.core.errors import ConfigError
 WORDS = tuple(f"word {i}" for i in range(44))
 
 
-def batch(n=8, words=44):
-    return {"word": smooth(n, 1, 16, 16, 8), "label": torch.arange(n).remainder(words).to(torch.int16)}
+both = pytest.mark.parametrize("dim", [2, 3])
 
 
-def test_an_untrained_head_tells_no_word():
-    transvw = learner("transvw", classes=WORDS, word_weight=1.0)
-    assert float(transvw(views(transvw, batch()), NOW)["word"].detach()) == pytest.approx(math.log(44), abs=0.3)
+def batch(dim=3, n=8, words=44):
+    word = smooth(n, 1, 16, 16, 8)
+    if dim == 2:
+        word = ((smooth(n, 1, 40, 40, 4)[..., 0].float() + 1000) / 2000 * 255).to(torch.uint8)
+    return {"word": word, "label": torch.arange(n).remainder(words).to(torch.int16)}
 
 
-def test_without_words_and_with_the_same_views_the_loss_is_that_of_models_genesis():
-    transvw, genesis = learner("transvw", classes=WORDS, word_weight=0.0), learner("genesis")
+@both
+def test_an_untrained_head_tells_no_word(dim):
+    transvw = learner("transvw", dim, classes=WORDS, word_weight=1.0)
+    assert float(transvw(views(transvw, batch(dim)), NOW)["word"].detach()) == pytest.approx(math.log(44), abs=0.3)
+
+
+@both
+def test_without_words_and_with_the_same_views_the_loss_is_that_of_models_genesis(dim):
+    transvw, genesis = learner("transvw", dim, classes=WORDS, word_weight=0.0), learner("genesis", dim)
     genesis.restorer.load_state_dict(transvw.restorer.state_dict())
-    seen = views(transvw, batch())
+    seen = views(transvw, batch(dim))
     ours, theirs = total(transvw(seen, NOW)), total(genesis({"x": seen["x"], "g": seen["g"]}, NOW))
     assert torch.equal(ours, theirs)
 
 
-def test_the_target_is_the_cube_before_it_was_bent():
-    transvw = learner("transvw", classes=WORDS)
-    seen = views(transvw, batch())
-    assert torch.equal(seen["x"], batch()["word"].float() * (1 / 2000) + 0.5)
-    assert not torch.equal(seen["x"], seen["g"])
-    assert torch.equal(seen["word"], batch()["label"].long())
+@both
+def test_the_target_is_the_cube_before_it_was_bent(dim):
+    transvw = learner("transvw", dim, classes=WORDS)
+    seen = views(transvw, batch(dim))
+    scale, offset = transvw.stored.to_unit
+    assert torch.equal(seen["x"], batch(dim)["word"].float() * scale + offset)
+    assert len(seen["g"][0]) == (3 if dim == 2 else 1)
+    assert not torch.equal(seen["x"], seen["g"][:, :1])
+    assert torch.equal(seen["word"], batch(dim)["label"].long())
 
 
 def test_the_head_has_the_released_number_of_parameters():

@@ -11,7 +11,7 @@ from pcrl_cli.networks.encoders import build_encoder
 from pcrl_cli.networks.heads import Restoration, full_resolution_head
 from pcrl_cli.networks.initial import initialise
 from pcrl_cli.networks.nsunet import NsUNet
-from pcrl_cli.networks.resnet2d import ResNet18Encoder
+from pcrl_cli.networks.resnet2d import ResNet18Encoder, Shortcut
 
 
 def torchvision_shapes(w=64, c=3):
@@ -232,3 +232,19 @@ def test_torch_changes_nothing():
     layers, untouched = made_layers(), made_layers()
     initialise(layers, "torch")
     assert all(torch.equal(a, b) for a, b in zip(layers.parameters(), untouched.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("width", [2, 8])
+def test_a_narrow_shortcut_has_the_right_gradients_on_a_cpu_and_the_process_lives(width):
+    """With oneDNN's own strided backward pass the process died of a segmentation fault here, or later."""
+    shortcut = Shortcut(width, 2 * width, 2).to(memory_format=torch.channels_last)
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(8, width, 56, 56, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
+        y = shortcut(x)
+        up = torch.randn(y.shape, generator=generator).to(memory_format=torch.channels_last)
+        ours = torch.autograd.grad(y, (x, shortcut.weight), up)
+        exact = x.detach().double().contiguous().requires_grad_()
+        weight = shortcut.weight.detach().double().contiguous().requires_grad_()
+        theirs = torch.autograd.grad(F.conv2d(exact, weight, stride=2), (exact, weight), up.double())
+        assert all(torch.allclose(a.double(), b, rtol=1e-4, atol=1e-3) for a, b in zip(ours, theirs, strict=True))

@@ -5,8 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from pcrl_cli.core.contract import Architecture
 from pcrl_cli.networks.encoder import Encoder
-from pcrl_cli.networks.segment import Segmenter
+from pcrl_cli.networks.encoders import build_encoder
+from pcrl_cli.networks.nsunet import NsUNet
+from pcrl_cli.networks.segment import Decoder, Segmenter, WholeSegmenter, decoder_in
 from pcrl_cli.networks.unet3d import UNet3dEncoder
 
 
@@ -92,3 +95,40 @@ def test_the_encoders_maps_are_left_alone():
     before = [m.clone() for m in encoder(x)]
     Segmenter(encoder, 1).eval()(x)
     assert all(torch.equal(a, b) for a, b in zip(before, encoder(x), strict=True))
+
+
+def pretrained(dim, up, skip, bias):
+    """A pre-training's U-Net and its decoder's tensors."""
+    architecture = Architecture(
+        dim=dim, encoder="unet3d" if dim == 3 else "resnet18", width=4, poolings=3 if dim == 3 else 5
+    )
+    torch.manual_seed(1)
+    net = NsUNet(build_encoder(architecture, 1), None, up, skip, bias)
+    return architecture, net, {key: value for key, value in net.state_dict().items() if key.startswith("stages.")}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("up", ["nearest", "deconv"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_pretrainings_decoder_is_known_by_its_tensors_and_decodes_the_same_maps(dim, up, skip, bias):
+    architecture, net, tensors = pretrained(dim, up, skip, bias)
+    decoder = decoder_in(tensors, architecture, 1)
+    assert decoder == Decoder(widths=net.widths[1:], up=up, skip=skip, bias=bias)
+    whole = WholeSegmenter(build_encoder(architecture, 1), 2, decoder)
+    whole.load_state_dict(whole.state_dict() | net.state_dict())
+    x = torch.rand(2, net.encoder.channels, *((36, 32, 16)[:dim]))
+    net.eval()
+    whole.eval()
+    logits = whole(x)
+    assert logits.shape == (2, 2, *x.shape[2:])
+    assert torch.equal(logits, whole.out(net(x)[-1]))
+
+
+def test_tensors_that_are_no_pretrainings_decoder_are_none():
+    architecture, _, tensors = pretrained(3, "nearest", True, False)
+    own = {k: v for k, v in network(width=4).state_dict().items() if k.startswith("stages.")}
+    short = {k: v for k, v in tensors.items() if not k.startswith("stages.2.")}
+    wide = tensors | {"stages.1.convs.0.0.weight": torch.zeros(1, 1, 3, 3, 3).expand(4000, 3000, 3, 3, 3)}
+    for others in ({}, own, short, wide, tensors | {"stages.9.extra": torch.zeros(1)}):
+        assert decoder_in(others, architecture, 1) is None

@@ -7,17 +7,30 @@ import pytest
 
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
-from pcrl_cli.core.plan import Prepared
+from pcrl_cli.core.plan import Pictures, Prepared
+from pcrl_cli.pure.resize import resize
 from pcrl_cli.pure.words import Thumbnails, Words, discover, instances, nearest
 
 CUBE = (8, 8, 4)
 
 
-def found(n=9, words=6, members=4, acceptable=lambda scan, corner: True, shapes=None, border=(3, 3, 2), seed=0):
+def found(
+    n=9,
+    words=6,
+    members=4,
+    acceptable=lambda scan, corner: True,
+    shapes=None,
+    border=(3, 3, 2),
+    seed=0,
+    owners=None,
+    dim=3,
+):
     rng = np.random.default_rng(seed)
     descriptors = rng.normal(size=(n, 5))
-    shapes = np.full((n, 3), 40) if shapes is None else np.asarray(shapes)
-    return descriptors, discover(descriptors, shapes, acceptable, rng, words, members, CUBE, border, 5.0)
+    shapes = np.full((n, dim), 40) if shapes is None else np.asarray(shapes)
+    owners = np.arange(n) if owners is None else np.asarray(owners)
+    cube, border = CUBE[:dim], border[:dim]
+    return descriptors, discover(descriptors, shapes, owners, acceptable, rng, words, members, cube, border, 5.0)
 
 
 def prepared(shape=(40, 38, 20), seed=0):
@@ -42,13 +55,30 @@ def test_members_are_the_nearest_scans_and_every_word_has_equally_many():
     assert np.bincount(labels).tolist() == [4] * 6
 
 
-def test_corners_lie_apart_and_inside_the_border():
-    _, words = found(words=8)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_corners_lie_apart_and_inside_the_border(dim):
+    _, words = found(words=8, dim=dim)
     corners = np.array([word.corner for word in words])
     apart = np.linalg.norm(corners[:, None] - corners[None], axis=2) + 100 * np.eye(8)
     assert apart.min() >= 5
-    assert (corners >= (3, 3, 2)).all()
-    assert (corners + CUBE <= np.array([37, 37, 38])).all()
+    assert (corners >= (3, 3, 2)[:dim]).all()
+    assert (corners + CUBE[:dim] <= np.array([37, 37, 38])[:dim]).all()
+
+
+def test_a_word_has_one_scan_a_patient_and_that_is_the_nearest():
+    owners = np.array([0, 0, 0, 1, 1, 2, 2, 3, 4])
+    descriptors, words = found(owners=owners, words=9)
+    for word in words:
+        assert len(set(owners[list(word.members)])) == 4
+        order = nearest(descriptors, word.members[0]).tolist()
+        for member in word.members:
+            others = np.flatnonzero(owners == owners[member])
+            assert order.index(member) == min(order.index(other) for other in others)
+
+
+def test_more_patients_than_there_are_find_no_place():
+    with pytest.raises(DataError, match="a place that 4 patients share"):
+        found(owners=[0, 0, 0, 1, 1, 1, 2, 2, 2])
 
 
 def test_references_are_used_up_before_any_is_used_again():
@@ -92,8 +122,7 @@ def test_the_other_cubes_stay_inside_the_scan():
     rng = np.random.default_rng(0)
     boxes = [plan._other((0, 30, 16), (40, 38, 20), rng) for _ in range(200)]
     for box in boxes:
-        assert all(s >= 0 for s in box.start)
-        assert all(stop <= n for stop, n in zip(box.stop, (40, 38, 20), strict=True))
+        assert all(s.start >= 0 and s.stop <= n for s, n in zip(box.slices, (40, 38, 20), strict=True))
         assert box.size[2] == CUBE[2]
     assert len({box.size[0] for box in boxes}) > 5
 
@@ -109,3 +138,44 @@ def test_a_thumbnail_is_the_whole_scan_and_remembers_its_shape():
     assert drawn.arrays["image"].shape == (1, 1, 16, 16, 8)
     assert drawn.arrays["shape"].tolist() == [[40, 38, 20]]
     assert abs(drawn.arrays["image"].mean() - scan.values.mean()) < 40
+
+
+def pictures(n=4, side=40, seed=0):
+    image = np.random.default_rng(seed).integers(0, 256, (n, 1, side, side), dtype=np.uint8)
+    ids = tuple(f"film{i}" for i in range(n))
+    return Pictures(image, ids, ("a", "a", "b", "c")[:n], np.zeros((n, 0), np.int8), ids)
+
+
+SQUARES = Words(
+    cube=(12, 10),
+    resized=(24, 24),
+    sides=(9, 15),
+    shift=3,
+    instances={"film1": ((1, 5, 6), (0, 20, 3)), "film3": ((1, 5, 6),)},
+)
+
+
+def test_squares_of_a_shards_images_are_resized_and_say_which_image_they_are_from():
+    films = pictures()
+    drawn = SQUARES.draw(films, Case("shard", "", Path("s")), np.random.default_rng(0))
+    word, label, corner = (drawn.arrays[name] for name in ("word", "label", "corner"))
+    assert word.shape == (9, 1, 24, 24)
+    assert word.dtype == np.uint8
+    assert label.tolist() == [1, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert drawn.source.tolist() == [1] * 6 + [3] * 3
+    assert corner[::3].tolist() == [[5, 6], [20, 3], [5, 6]]
+    exact = resize(films.image[3, 0, 5:17, 6:16].astype(np.float32), (24, 24))
+    assert np.array_equal(word[6, 0], np.rint(exact))
+    assert not np.array_equal(word[7], word[6])
+
+
+def test_the_other_squares_stay_inside_the_image():
+    rng = np.random.default_rng(0)
+    windows = [SQUARES._other((0, 35), (40, 40), rng) for _ in range(100)]
+    assert all(0 <= s.start < s.stop <= 40 for w in windows for s in w.slices)
+    assert len({w.size for w in windows}) > 10
+
+
+def test_a_shard_of_no_word_is_left_out():
+    with pytest.raises(DataError, match="belongs to no visual word"):
+        Words().draw(pictures(), Case("shard", "", Path("s")), np.random.default_rng(0))

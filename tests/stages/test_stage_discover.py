@@ -48,6 +48,18 @@ def test_words_keep_the_split_and_leave_validation_and_test_patients_alone(words
     assert {r["patient"] for r in cache.manifest["cases"]} <= set(source.split.train)
 
 
+def test_scans_that_are_set_aside_are_neither_described_nor_cut(chain, tmp_path):
+    source, workspace = open_cache(chain.cache), Workspace(tmp_path)
+    layers = [*LAYERS, *settings(set_aside=0.4, words={"neighbours": 2})]
+    found = discover_words(chain.cache, workspace=workspace, layers=layers, jobs=1)
+    assert found.cache == tmp_path / "cache" / "luna-words-aside-0.4"
+    (thumbnails,) = (tmp_path / "runs").glob("discover-*/scans")
+    left = set(source.patients("train")) - set(source.split.first(0.4))
+    assert 0 < len(left) < len(source.patients("train"))
+    assert set(open_cache(thumbnails).patients()) == left
+    assert set(open_cache(found.cache).patients()) <= left
+
+
 def test_again_changes_nothing_and_from_nothing_gives_the_same_bytes(words, chain, tmp_path):
     before = contents(words.cache / "shards")
     discover_words(chain.cache, out=words.cache, workspace=chain.workspace, layers=LAYERS, jobs=1)

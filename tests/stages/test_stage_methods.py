@@ -37,7 +37,7 @@ def test_a_method_pretrains_and_its_encoder_is_fine_tuned(method, chain, tmp_pat
     assert tuned.outcome["steps"] == 2
 
 
-@pytest.mark.parametrize("method", ["rubik", "cpc3d", "transvw"])
+@pytest.mark.parametrize("method", ["rubik", "cpc3d"])
 def test_what_is_not_defined_in_2d_is_refused_and_told_where_it_is(method):
     with pytest.raises(ConfigError, match=f"method {method} is not defined for --dim 2d; use --dim 3d"):
         pretrain_settings(method, "paper", "2d")

@@ -46,4 +46,5 @@ def test_a_method_pretrains_on_radiographs_and_its_encoder_is_fine_tuned(method,
 
 
 def test_all_methods_with_a_2d_form_are_here():
-    assert {m for m in METHODS if 2 in find("method", m, METHODS).GROUPS} == {*SMALL, "pcrlv2"}
+    of_images = {m for m in METHODS if 2 in find("method", m, METHODS).GROUPS}
+    assert of_images == {*SMALL, "pcrlv2", "transvw"}  # transvw: test_stage_discover_images.py
