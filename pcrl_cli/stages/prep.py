@@ -98,7 +98,7 @@ def prep(
         limit: only the first so many scans, or images; a finished shard that holds more is kept as it is.
         shard: (i, n), this process's share, i from 1.
         options: of the reader: `patients`, a CSV that groups scans by patient; `candidates`, a CSV in place of
-            candidates_V2.csv; `labels`, a CSV of a folder of radiographs; see its OPTIONS.
+            candidates_V2.csv; `labels`, a CSV of a folder of images or scans; see its OPTIONS.
 
     Raises:
         ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache; settings that
@@ -169,7 +169,7 @@ def prep(
             seed=settings.seed,
             progress=progress,
             patients={patient for case in cases for patient in case.patients},
-            parts=kind.parts(settings, reader, data),
+            parts=kind.parts(settings, reader, data, cases),
             root=data,
             files=reader.files,
             peak_bytes=peak_bytes,
