@@ -221,7 +221,7 @@ def require_alike(run: Run, contract: Contract, cache: Cache) -> None:
 
     Raises:
         ConfigError: another number of channels, other channels or another order of them; scans with masks of another
-            spacing, window or normalisation.
+            spacing, window or normalisation; labelled scans of another shape or fit.
     """
     there, saw = cache.manifest["channels"], contract.domain.channels
     if there != saw:
@@ -235,8 +235,21 @@ def require_alike(run: Run, contract: Contract, cache: Cache) -> None:
             f"the channels of {cache.path} are {', '.join(names or ['not named'])}, and the run was trained on "
             f"{', '.join(saw_names)}; prepare a cache of these"
         )
+    if learned.get("settings", {}).get("whole"):
+        _require_fitted_alike(learned["settings"], found["settings"], cache)
     if "volumes" in cache.groups and "prepare" in learned.get("settings", {}):
         _require_prepared_alike(learned["settings"]["prepare"], found["settings"]["prepare"], cache)
+
+
+def _require_fitted_alike(learned: Mapping[str, Any], found: Mapping[str, Any], cache: Cache) -> None:
+    """Scans of another shape, or cut where others were resized, show the network things of another size."""
+    for key in ("shape", "fit"):
+        saw, now = (settings.get("whole", {}).get(key) for settings in (learned, found))
+        if saw != now:
+            raise ConfigError(
+                f"{cache.path} was prepared with whole.{key} {now}, and the run was trained on {saw}; prepare the scans again "
+                f"with --set whole.{key}={str(saw).replace(' ', '')}"
+            )
 
 
 def _require_prepared_alike(learned: Mapping[str, Any], found: Mapping[str, Any], cache: Cache) -> None:

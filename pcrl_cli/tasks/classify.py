@@ -51,7 +51,7 @@ class Config(Settings):
             raise ConfigError(f"learner.side {side} is cut from {resize} pixels; it may not be larger")
         said = {"global_area": self.area, "flip_probability": self.flip_probability, "rotation_deg": self.rotation_deg}
         ranges = {name: value for name, value in said.items() if value is not None}
-        return Plane(resize, ImageRanges(global_side=side, **ranges))  # type: ignore[arg-type]
+        return Plane(resize, ImageRanges(global_side=side, **ranges))
 
 
 class Classify(Findings):

@@ -1,7 +1,7 @@
 """What tasks with several labels an image share, some of them unknown: the loss, and what of an image is seen."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from pcrl_cli.tasks.base import Classification
 Symmetries = Literal["all", "mirrors", "none"]
 
 
+@runtime_checkable
 class Look(Protocol):
     """What of an image a network sees, in training and in prediction. Images are in [0, 1]."""
 

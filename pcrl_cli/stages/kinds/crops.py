@@ -51,7 +51,7 @@ def options(settings: CropSettings) -> dict[str, Any]:
 
 def plans(settings: CropSettings, cases: Sequence[Case]) -> list[CropPlan]:
     """Pairs unless none are asked for; candidates where the data set has some; whole scans where they have labels."""
-    there = {
+    there: dict[CropPlan, bool] = {
         settings.pairs: settings.pairs.pairs > 0,
         settings.candidates: any(case.points is not None for case in cases),
         settings.whole: bool(settings.whole.classes),
