@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -409,7 +409,7 @@ class Book:
     cases: dict[str, dict[str, Any]]
 
     @classmethod
-    def open(cls, out: Path, facts: dict[str, Any], overwrite: bool) -> Self:
+    def open(cls, out: Path, facts: dict[str, Any], overwrite: bool) -> "Book":
         """Raises:
         ConfigError: the folder's predictions are of other weights or settings. IntegrityError: its record is torn.
         MachineError: it cannot be made.

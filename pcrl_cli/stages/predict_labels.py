@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ def predict_labels(
     cases, failed, notes = new_images(inputs, labeller.dim)
     notes += unfinished(opened.folder)
     facts = {"weights": files.sha256_file(opened.weights_path()), "classes": list(labeller.classes)}
-    book = LabelBook.open(out, facts, overwrite)
+    book = cast(LabelBook, LabelBook.open(out, facts, overwrite))
     made, skipped = list[str](), list[str]()
     listener.begin("predicting", len(cases), "images" if labeller.dim == 2 else "scans")
     try:
