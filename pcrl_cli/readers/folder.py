@@ -5,6 +5,7 @@ series' folder, below the data folder) or by its `case`, the id.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -92,12 +93,12 @@ def _listed(root: Path, labels: Path) -> str | None:
     table = read_labels(labels, _KEYS)
     if table.key == CASE:
         return __name__
-    there = [root / name for name in table.rows if (root / name).exists()]
-    volumes = [path for path in there if path.is_dir() or suffix(path) in SUFFIXES]
-    pictures = [path for path in there if path not in set(volumes)]
+    there = [name for name in table.rows if os.path.exists(root / name)]  # noqa: PTH110  False for what can be no name
+    volumes = [name for name in there if (root / name).is_dir() or suffix(root / name) in SUFFIXES]
+    pictures = sorted(set(there) - set(volumes))
     if volumes and pictures:
         raise DataError(
-            f"{labels} lists pictures ({pictures[0].relative_to(root)}) and volumes ({volumes[0].relative_to(root)}), which "
+            f"{labels} lists pictures ({pictures[0]}) and volumes ({volumes[0]}), which "
             "no one cache can hold: make two tables of it, and prepare each into its own --out."
         )
     return __name__ if volumes else IMAGES if pictures else None

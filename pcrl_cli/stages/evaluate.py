@@ -220,9 +220,12 @@ def require_alike(run: Run, contract: Contract, cache: Cache) -> None:
     """Refuses images that mean something else to the network than those that it learned from.
 
     Raises:
-        ConfigError: another number of channels, other channels or another order of them; scans with masks of another
+        ConfigError: another number of axes or channels, other channels or another order of them; scans with masks of another
             spacing, window or normalisation; labelled scans of another shape or fit.
     """
+    dim, own = cache.manifest["dim"], contract.architecture.dim
+    if dim != own:
+        raise ConfigError(f"{cache.path} is a {dim}D cache, and the run was trained on {own}D images; give another")
     there, saw = cache.manifest["channels"], contract.domain.channels
     if there != saw:
         raise ConfigError(

@@ -261,6 +261,16 @@ def test_fine_tuning_starts_from_the_whole_encoder_and_counts_what_it_learns_fro
     assert "choose" not in chain.tuned.kept or chain.tuned.best_validation is not None
 
 
+def test_training_is_the_same_from_disk_and_from_memory(tmp_path, chain):
+    layers = settings(learner=LEARNER[chain.dim], width=2, train={"steps": 3, "batch": 4})
+    runs = [
+        finetune(chain.prepared.cache, task="classify", out=tmp_path / on, layers=layers, cache_on=on)
+        for on in ("ram", "disk")
+    ]
+    losses = [run.outcome["last"] for run in runs]
+    assert losses[0] == losses[1]
+
+
 def test_the_scores_follow_from_the_csv_and_have_no_pointing_game(chain):
     result, rows = chain.evaluated, read_csv(chain.evaluated.predictions)
     assert set(result.metrics) == {"auroc", "auroc_bright", "auroc_dark", "ece", "brier"}
@@ -289,6 +299,22 @@ def test_scans_of_another_shape_are_refused_by_evaluation(tmp_path, chain):
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"whole\.shape \[16, 16, 20\].*--set whole\.shape=\[16,16,16\]"):
         evaluate(chain.tuned.run, other.cache, workspace=chain.workspace)
+
+
+def test_a_cache_of_other_axes_is_refused(tmp_path, chain):
+    raw, other = tmp_path / "raw", "2d" if chain.dim == "3d" else "3d"
+    table = label_table(tmp_path / "labels.csv", write_images(raw) if other == "2d" else write_scans(raw))
+    layers = settings(size=40) if other == "2d" else settings(pairs={"pairs": 0}, whole={"shape": [16, 16, 16]})
+    made = prep("folder", data=raw, out=tmp_path / "cache", options={"labels": table}, layers=layers, jobs=1)
+    with pytest.raises(ConfigError, match=f"is a {other[0]}D cache, and the run was trained on {chain.dim[0]}D images"):
+        evaluate(chain.tuned.run, made.cache, workspace=chain.workspace)
+    with pytest.raises(
+        ConfigError, match=f"is a {chain.dim[0]}D encoder, and the task classify is of {other[0]}D images"
+    ):
+        finetune(made.cache, task="classify", weights=chain.pretrained.run, out=tmp_path / "run")
+    if other == "3d":
+        with pytest.raises(ConfigError, match="is a 3D cache, and the task chest is of 2D images"):
+            finetune(made.cache, task="chest", out=tmp_path / "run")
 
 
 def test_probes_and_features_are_of_the_images(tmp_path, chain):
