@@ -55,8 +55,8 @@ class Kind(Protocol):
     def reading(self, settings: Any, module: str) -> Callable[[Case], Scan]:
         """A picklable function that a worker reads a case with; `module`: the reader's."""
 
-    def parts(self, settings: Any, reader: ModuleType, data: Path, cases: Sequence[Case]) -> Mapping[str, Part] | None:
-        """The part of every patient whom the data set's own lists name, if these were asked for, or the user's table."""
+    def parts(self, settings: Any, reader: ModuleType, data: Path) -> Mapping[str, Part] | None:
+        """The part of every patient whom the data set's own lists name, if these were asked for."""
 
     def nbytes(self, settings: Any, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
         """About how large the shards of these cases will be."""
@@ -66,12 +66,6 @@ def completed(kind: Kind, settings: PrepSettings, reader: ModuleType, given: Map
     """The settings with what the kind takes from the data set and its options, if it does (`complete`)."""
     complete = getattr(kind, "complete", None)
     return cast(PrepSettings, complete(settings, reader, given)) if complete else settings
-
-
-def own_parts(cases: Sequence[Case]) -> dict[str, Part] | None:
-    """The part of every patient, where the user's own table says them."""
-    owned = [owned for case in cases for owned in (case.images or (case,))]
-    return {o.patient: o.part for o in owned if o.part is not None} or None
 
 
 def peak_of(kind: Kind, settings: PrepSettings) -> int:

@@ -18,7 +18,7 @@ from pcrl_cli.core.plan import CropPlan, Prepared, Scan
 from pcrl_cli.data.volume import Intensity, prepare
 from pcrl_cli.pure.crops import CandidateBlocks, CropPairs, WholeScan
 from pcrl_cli.pure.split import Part
-from pcrl_cli.stages.kinds import PrepSettings, own_parts
+from pcrl_cli.stages.kinds import PrepSettings
 
 UNIT = "scans"
 PEAK_BYTES = 2_500_000_000
@@ -107,8 +107,8 @@ def reading(settings: CropSettings, module: str) -> Callable[[Case], Scan]:
     return partial(read_prepared, module, settings.intensity, settings.spacing_mm)
 
 
-def parts(settings: CropSettings, reader: ModuleType, data: Path, cases: Sequence[Case]) -> Mapping[str, Part] | None:
-    return own_parts(cases)
+def parts(settings: CropSettings, reader: ModuleType, data: Path) -> Mapping[str, Part] | None:
+    return None
 
 
 def nbytes(settings: CropSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:

@@ -19,7 +19,7 @@ from pcrl_cli.core.plan import CropPlan, Drawn, Pictures, Scan
 from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
 from pcrl_cli.readers.image_io import Aspect
-from pcrl_cli.stages.kinds import PrepSettings, own_parts
+from pcrl_cli.stages.kinds import PrepSettings
 
 UNIT = "images"
 PEAK_BYTES = 800_000_000
@@ -126,9 +126,9 @@ def reading(settings: ImageSettings, module: str) -> Callable[[Case], Scan]:
     return partial(read_pictures, module, settings.size, settings.aspect)
 
 
-def parts(settings: ImageSettings, reader: ModuleType, data: Path, cases: Sequence[Case]) -> Mapping[str, Part] | None:
+def parts(settings: ImageSettings, reader: ModuleType, data: Path) -> Mapping[str, Part] | None:
     if not settings.official_split:
-        return own_parts(cases)
+        return None
     return cast(Mapping[str, Part], reader.official_parts(data, reader.cases(data, **options(settings))))
 
 

@@ -105,7 +105,7 @@ def reading(settings: VolumeSettings, module: str) -> Callable[[Case], Scan]:
     return partial(read_labelled, module, settings.prepare)
 
 
-def parts(settings: VolumeSettings, reader: ModuleType, data: Path, cases: Sequence[Case]) -> Mapping[str, Part] | None:
+def parts(settings: VolumeSettings, reader: ModuleType, data: Path) -> Mapping[str, Part] | None:
     return None
 
 
