@@ -270,11 +270,11 @@ class LabelBook(Book):
             }
         self.save()
 
-    def write_table(self, classes: tuple[str, ...]) -> None:
-        """One row an image of the folder."""
+    def write_table(self, regions: tuple[str, ...], unit: str = "probability") -> None:
+        """One row an image of the folder; the regions are the classes."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", *(f"probability {name}" for name in classes), "input", "seconds"])
-        for name, row in sorted(self.cases.items()):
-            writer.writerow([name, *(row["probability"][c] for c in classes), row["input"], row["seconds"]])
+        writer.writerow(["case", *(f"{unit} {name}" for name in regions), "input", "seconds"])
+        for case, row in sorted(self.cases.items()):
+            writer.writerow([case, *(row["probability"][name] for name in regions), row["input"], row["seconds"]])
         files.write_atomic(self.out / TABLE, text.getvalue().encode())
