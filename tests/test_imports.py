@@ -31,8 +31,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 SIBLINGS = {  # what a file may import of its own folder, where that is not everything
     "methods": frozenset[str](),
-    "tasks": frozenset({"base"}),
-    "readers": frozenset({"volume_io", "headers", "image_io", "shards", "tables"}),
+    "tasks": frozenset({"base", "findings"}),
+    "readers": frozenset({"volume_io", "headers", "image_io", "label_table", "shards", "tables"}),
 }
 NAMES_ONLY = frozenset({"methods", "tasks", "readers"})  # cli reads their lists of names, nothing below
 ONLY_IN = {  # library -> files or folders of the package

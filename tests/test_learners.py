@@ -42,7 +42,8 @@ def options_of(name, variant, dim):
 
 
 METHOD_CASES = list(method_cases())
-TASK_CASES = [("task", name, None, f"{find('task', name, TASKS).DIM}d") for name in sorted(TASKS)]
+DIMS = {name: find("task", name, TASKS).DIM for name in sorted(TASKS)}
+TASK_CASES = [("task", name, None, f"{n}d") for name, dim in DIMS.items() for n in ([dim] if dim else [2, 3])]
 CASES = METHOD_CASES + TASK_CASES
 STORED = {
     "2d": Stored(2, 1, (1 / 255, 0.0), ("a", "b", "c")),
@@ -57,6 +58,7 @@ ENCODERS = {
 SMALL = {
     "luna": {"side": 16},
     "chest": {"side": 32, "resize": 40},
+    "classify-2d": {"side": 32, "resize": 40},
     "2d": {"width": 4, "images": {"global_side": 40, "local_side": 32, "cutout_side": 6}},
     "c2l": {"queue": 24, "features": 8},
     "cpc3d": {"codes": 12, "context": 8},
@@ -85,7 +87,7 @@ def build(case, seed=0):
     if kind == "task":
         module = find("task", name, TASKS)
         encoder = build_encoder(ENCODERS[dim], stored_of(case).channels)
-        return module.TASK(encoder, module.Config(**SMALL.get(name, {})), stored_of(case))
+        return module.TASK(encoder, module.Config(**SMALL.get(name, SMALL.get(f"{name}-{dim}", {}))), stored_of(case))
     module = find("method", name, METHODS)
     options = options_of(name, variant, dim)
     of_dim = {key: value for key, value in SMALL.get(dim, {}).items() if key in module.Config.model_fields}
@@ -115,7 +117,8 @@ def batch_of(case):
         word = crops(4, 1, 24, 16, 16) if case[3] == "3d" else films()
         return {"word": word, "label": torch.tensor([0, 1, 1, 0], dtype=torch.int16)}
     if group(case) == "images":
-        return {"image": films(), "label": torch.tensor([[0, 1, -1], [1, 0, 0], [0, 0, 1], [-1, 1, 1]]).to(torch.int8)}
+        label = torch.tensor([[0, 1, -1], [1, 0, 0], [0, 0, 1], [-1, 1, 1]]).to(torch.int8)
+        return {"image": crops(4, 1, 24, 20, 28) if case[3] == "3d" else films(), "label": label}
     if group(case) == "volumes":
         image = crops(4, stored_of(case).channels, 16, 24, 12)
         return {"image": image, "mask": labels_of(image)}
@@ -369,7 +372,7 @@ def test_pictures_are_rows_and_columns_of_slices(case):
     assert all(image.dim() == 4 and len(image) == 4 and torch.isfinite(image).all() for image in shown.values())
 
 
-@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: c[1])
+@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: "-".join(filter(None, c[1:])))
 def test_predictions_are_probabilities_of_each_sample_by_itself(case):
     batch = batch_of(case)
     task = settle(build(case), batch)
@@ -395,7 +398,7 @@ def test_a_methods_module_says_what_it_wants_cached_and_what_its_encoder_is(case
     build_encoder(learner.architecture, 1).load_state_dict(learner.encoder.state_dict())
 
 
-@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: c[1])
+@pytest.mark.parametrize("case", TASK_CASES, ids=lambda c: "-".join(filter(None, c[1:])))
 def test_a_tasks_module_says_what_it_wants_cached_and_how_it_is_scored(case):
     module = find("task", case[1], TASKS)
     assert not hasattr(module, "CROP_PLAN") or module.CROP_PLAN().group == module.GROUP

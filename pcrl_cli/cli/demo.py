@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from pcrl_cli.cli import console, options
-from pcrl_cli.tasks import TASKS
+
+TASKS = ("luna", "lits", "brats", "chest")
+"""Those that have phantoms."""
 
 
 @console.command
@@ -23,7 +25,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Run the whole chain on images that the program makes itself; a few minutes on two cores."""
-    console.choice("--task", task, tuple(TASKS))
+    console.choice("--task", task, TASKS)
     from pcrl_cli.stages.demo import demo
 
     result = demo(

@@ -14,7 +14,11 @@ def command(
     cache: Annotated[Path | None, typer.Argument(help="Cache with labels (default: the workspace's only one)")] = None,
     out: Annotated[Path, typer.Option("--out", help="File to write, .npz or .csv")] = Path("features.npz"),
     task: Annotated[
-        str | None, typer.Option("--task", help="Whose candidates or images (default: luna; of a 2D encoder chest)")
+        str | None,
+        typer.Option(
+            "--task",
+            help="Whose candidates or images (default: what the cache holds, luna or classify; of a 2D encoder chest)",
+        ),
     ] = None,
     device: options.Device = "auto",
     workspace: options.WorkspaceDir = None,

@@ -8,17 +8,21 @@ import typer
 from pcrl_cli.cli import console, options
 from pcrl_cli.core.errors import UsageError
 
+SHOWN = 20
+"""Cases whose probabilities are printed; the table has all."""
+
 
 @console.command
 def command(
-    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits or brats")],
+    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits, brats, classify or chest")],
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="INPUT...", help="Image files, DICOM folders, or folders with CASE_flair.nii.gz and so on"
+            metavar="INPUT...",
+            help="Image files, DICOM folders, folders with CASE_flair.nii.gz; of labels, folders of images",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the masks")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the masks, or the table of labels")] = None,
     modality: Annotated[
         list[str] | None,
         typer.Option("--modality", metavar="NAME=FILE", help="One case, a file for each sequence; repeat it"),
@@ -34,15 +38,15 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Segment new scans: a NIfTI mask in each input's own grid, and predictions.csv."""
+    """Predict new scans or images: a NIfTI mask in each input's own grid, or the classes' probabilities; predictions.csv."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
     number = console.choice("--precision", precision or "auto", ("auto", "fp32", "bf16"))
     if out is None:
-        raise UsageError("say where the masks go: --out DIR")
+        raise UsageError("say where the predictions go: --out DIR")
     files = _modalities(modality or [])
     learner: dict[str, Any] = console.given(overlap=overlap, tta=True if tta else None)
     layers = console.layers(config, set_, {"learner": learner} if learner else {})
-    from pcrl_cli.stages.predict import predict, require
+    from pcrl_cli.stages.predict import PredictResult, predict, require
 
     result = predict(
         run,
@@ -55,10 +59,15 @@ def command(
         overwrite=overwrite,
         listener=console.Bars(quiet or json),
     )
+    found: dict[str, Any]
+    if isinstance(result, PredictResult):
+        unit, found = "scans", {name: {f"{k} ml": v for k, v in ml.items()} for name, ml in result.volumes.items()}
+    else:
+        unit, found = "cases", dict(list(result.probabilities.items())[:SHOWN])
     rows = {
         "run": f"{result.run} (task {result.task})",
-        "scans": f"{len(result.made)} predicted, {len(result.skipped)} there already, {len(result.failed)} left out",
-        **{name: {f"{region} ml": value for region, value in ml.items()} for name, ml in result.volumes.items()},
+        unit: f"{len(result.made)} predicted, {len(result.skipped)} there already, {len(result.failed)} left out",
+        **found,
         "table": result.table,
     }
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.out)

@@ -16,7 +16,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="The cache to make (default: cache/NAME)")] = None,
     recipe: options.Recipe = None,
     seed: options.Seed = None,
-    pairs: Annotated[int | None, typer.Option("--pairs", min=1, help="Crop pairs a scan (default: 16)")] = None,
+    pairs: Annotated[int | None, typer.Option("--pairs", min=0, help="Crop pairs a scan (default: 16)")] = None,
     negatives: Annotated[
         int | None, typer.Option("--negatives", min=0, help="Candidates of class 0 a scan (default: 20)")
     ] = None,
@@ -35,7 +35,7 @@ def command(
         str | None, typer.Option("--aspect", metavar="stretch|pad", help="How they become square (default: stretch)")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", help="CSV of a folder of radiographs: path, patient, classes or label")
+        Path | None, typer.Option("--labels", help="CSV of a folder: path, patient, part, classes or label")
     ] = None,
     uncertain: Annotated[
         str | None, typer.Option("--uncertain", metavar="zero|one|ignore", help="CheXpert's -1 (default: zero)")
@@ -72,7 +72,7 @@ def command(
     flags: dict[str, Any] = console.given(
         recipe=recipe,
         seed=seed,
-        pairs={"pairs": pairs} if pairs else None,
+        pairs={"pairs": pairs} if pairs is not None else None,
         candidates={"negatives": negatives} if negatives is not None else None,
         modalities=[name.strip().lower() for name in modalities.split(",")] if modalities is not None else None,
         intensity={"modality": console.choice("--modality", modality, ("ct", "mr"))} if modality else None,

@@ -13,7 +13,10 @@ def command(
     run: Annotated[Path, typer.Argument(help="Run or weights file")],
     cache: Annotated[Path | None, typer.Argument(help="Cache with labels (default: the workspace's only one)")] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="Whose labels (default: luna; of a 2D encoder chest)")
+        str | None,
+        typer.Option(
+            "--task", help="Whose labels (default: what the cache holds, luna or classify; of a 2D encoder chest)"
+        ),
     ] = None,
     split: Annotated[str, typer.Option("--split", metavar="val|test", help="Part to score")] = "test",
     device: options.Device = "auto",

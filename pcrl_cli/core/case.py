@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, UInt8
+
+Part = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class ImageRef:
     """One image of a 2D data set.
 
     id: unique in its data set. label: one a class: 1 present, 0 absent, -1 not known and left out of the loss.
+    part: where the user's own table puts its patient.
     """
 
     id: str
     patient: str
     path: Path
     label: tuple[int, ...] = ()
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Case:
     patient: what splits and leakage checks count by; empty where there are `images`, which name theirs.
     path: the file or folder to read.
     files: further files by name, such as `mask` or a modality.
-    images: of a 2D data set.
+    images: of a 2D data set. label, part: of a scan, as of an image; see `ImageRef`.
     points: candidates, for data sets that have them.
     lesions: (k, 4) centre (LPS, mm) and diameter (mm) of every annotated lesion, for data sets that have them.
     excluded: (k, 4) the same of findings that count neither as hit nor as false alarm; a diameter of -1 is unknown.
@@ -60,6 +65,8 @@ class Case:
     excluded: Float64[np.ndarray, "e 4"] | None = field(default=None, compare=False)
     files: Mapping[str, Path] = field(default_factory=dict, compare=False)
     images: tuple[ImageRef, ...] = field(default=(), compare=False)
+    label: tuple[int, ...] = field(default=(), compare=False)
+    part: Part | None = field(default=None, compare=False)
 
     @property
     def patients(self) -> tuple[str, ...]:

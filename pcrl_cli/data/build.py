@@ -176,7 +176,8 @@ def source_of(case: Case, root: Path | None, files: Files | None = None) -> Reco
         return {"files": fingerprint(found), "tables": fingerprint(rows), "patient": ""}
     tables = [case.points.world.tolist(), case.points.label.tolist(), case.points.id] if case.points is not None else []
     findings = [found.tolist() if found is not None else [] for found in (case.lesions, case.excluded)]
-    return {"files": found, "tables": fingerprint([tables, *findings]), "patient": case.patient}
+    labels = [list(case.label)] if case.label else []
+    return {"files": found, "tables": fingerprint([tables, *findings, *labels]), "patient": case.patient}
 
 
 def _files(case: Case) -> list[Path]:

@@ -215,7 +215,7 @@ class CropPairs(_Plan):
 
     The defaults are recipe `paper`; recipe `released` is what the released code does. Each option can be set alone.
 
-    pairs: kept a scan.
+    pairs: kept a scan; with 0 a cache has none, and needs no scan that is large enough for them.
     global_sizes, local_sizes: voxels of the prepared grid (x, y, z), resized to global_shape and local_shape.
     min_iou: of the two global boxes.
     pair_rule: `overlap` draws the second box among the positions with enough overlap; `blind` (released) draws both
@@ -234,7 +234,7 @@ class CropPairs(_Plan):
     start and size of the globals, the sub and the multi locals.
     """
 
-    pairs: PositiveInt = 16
+    pairs: NonNegativeInt = 16
     global_sizes: Sizes = GLOBAL_SIZES
     local_sizes: Sizes = LOCAL_SIZES
     min_iou: float = Field(default=0.3, ge=0.0, le=1.0)
@@ -387,6 +387,54 @@ class CandidateBlocks(_Plan):
         counts = Counter(candidates_0=len(negative), candidates_1=len(positive), candidates_outside=_count(~within))
         counts.update(cached_0=len(sample), cached_1=len(positive))
         return Drawn(arrays, counts)
+
+
+class WholeScan(_Plan):
+    """A whole scan at one size, with its labels: what a scan is classified by.
+
+    shape: voxels (x, y, z). fit: `resize` brings the scan's whole extent to the shape, low-passed where it shrinks;
+    `crop` keeps its voxels and takes those in the middle, with air round a scan that is smaller.
+    classes: names of the labels, from the data set.
+
+    Arrays (one item, as in a cache of images): `image` (1, 1, *shape) int16 stored units, `label` (1, k) int8 (1 present,
+    0 absent, -1 not known), `id` and `patient` (1,) UTF-8 bytes.
+    """
+
+    shape: Size = (64, 64, 64)
+    fit: Literal["resize", "crop"] = "resize"
+    classes: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str:
+        return "images"
+
+    def draw(self, scan: Prepared, case: Case, rng: np.random.Generator) -> Drawn:
+        """The scan and what is known of it. Counts: kept, and by class `with` and `unknown`."""
+        arrays = {
+            "image": whole(scan, self.shape, self.fit)[None, None],
+            "label": np.array([case.label], np.int8),
+            "id": np.array([case.id.encode()]),
+            "patient": np.array([case.patient.encode()]),
+        }
+        counts = Counter(kept=1)
+        for name, value in zip(self.classes, case.label, strict=True):
+            counts[f"with {name}"] = int(value == 1)
+            if value < 0:
+                counts[f"unknown {name}"] = 1
+        return Drawn(arrays, counts)
+
+
+def whole(scan: Prepared, shape: Triple, fit: Literal["resize", "crop"]) -> Int16[np.ndarray, "a b c"]:
+    """A whole scan in an array of this shape; see `WholeScan`."""
+    if fit == "resize":
+        return to_int16(resize(scan.values, shape))
+    out = np.full(shape, round(scan.air), np.int16)
+    spare = [have - want for have, want in zip(scan.values.shape, shape, strict=True)]
+    source = tuple(slice(max(0, s // 2), max(0, s // 2) + n) for s, n in zip(spare, shape, strict=True))
+    part = scan.values[source]
+    first = [max(0, -s // 2) for s in spare]
+    out[tuple(slice(a, a + n) for a, n in zip(first, part.shape, strict=True))] = to_int16(part)
+    return out
 
 
 def voxel_of(scan: Prepared, world: Float64[np.ndarray, "*m 3"]) -> Int[np.ndarray, "*m 3"]:

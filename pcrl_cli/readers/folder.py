@@ -1,10 +1,15 @@
-"""One's own scans: a tree of NIfTI, MetaImage and NRRD files and DICOM series, in any arrangement."""
+"""One's own scans: a tree of NIfTI, MetaImage and NRRD files and DICOM series, in any arrangement.
+
+Maybe with a table of labels, which `label_table` describes; it names a scan by its `path` (of the file, or of a DICOM
+series' folder, below the data folder) or by its `case`, the id.
+"""
 
 import hashlib
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pcrl_cli.core.case import Case
@@ -12,21 +17,24 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.image_io import PLAIN, dicom_facts
+from pcrl_cli.readers.label_table import CASE, PATH, LabelTable, classes_of, read_labels, require_one_part
+from pcrl_cli.readers.shards import empty_classes
 from pcrl_cli.readers.tables import patients_by, require_folder, safe_name, walk_files
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
 KIND = "crops"
-OPTIONS: tuple[str, ...] = ("patients",)
+OPTIONS: tuple[str, ...] = ("labels", "patients")
 CITATION = "the user's own data"
 LICENSE = "unknown: the user's own data"
-CLASSES: tuple[str, ...] = ()
+CLASSES: tuple[str, ...] = ()  # those of the table: see `classes`
 MODALITY = "ct"  # unless `--modality mr` says otherwise
 IMAGES = "pcrl_cli.readers.image_folder"
 """Reads such folders of radiographs."""
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
+_KEYS = (PATH, CASE)
 _PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
 _MASK = re.compile(r"([_-]seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
@@ -44,15 +52,16 @@ class _Found:
 def module_for(root: Path, labels: Path | None = None) -> str:
     """The module that reads what lies below `root`: this one volumes, `image_folder` radiographs.
 
-    A table of labels is for radiographs; else PNG and JPEG files say that it is they, and volume files the contrary. DICOM
-    files are radiographs where the first one's modality is theirs (CR, DX, MG, ...).
+    What a table of labels lists decides, where it says. Else PNG and JPEG files say that it is radiographs, and volume
+    files the contrary; DICOM files are radiographs where the first one's modality is theirs (CR, DX, MG, ...).
 
     Raises:
         DataError: no folder, nothing in it, or pictures and volumes side by side.
     """
     root = require_folder(root, f"{_WHAT} or radiographs")
-    if labels is not None:
-        return IMAGES
+    listed = _listed(root, Path(labels)) if labels is not None else None
+    if listed is not None:
+        return listed
     picture, volume, dicom = None, None, None
     for folder, names in walk_files(root):
         for name in names:
@@ -75,7 +84,27 @@ def module_for(root: Path, labels: Path | None = None) -> str:
     return IMAGES if picture else __name__
 
 
-def cases(root: Path, patients: Path | None = None) -> list[Case]:
+def _listed(root: Path, labels: Path) -> str | None:
+    """The module that reads what a table lists; None where nothing of it is there by its path.
+
+    Raises:
+        DataError: it lists pictures and volumes; a malformed table.
+    """
+    table = read_labels(labels, _KEYS)
+    if table.key == CASE:
+        return __name__
+    there = [name for name in table.rows if os.path.exists(root / name)]  # noqa: PTH110  False for what can be no name
+    volumes = [name for name in there if (root / name).is_dir() or suffix(root / name) in SUFFIXES]
+    pictures = sorted(set(there) - set(volumes))
+    if volumes and pictures:
+        raise DataError(
+            f"{labels} lists pictures ({pictures[0]}) and volumes ({volumes[0]}), which "
+            "no one cache can hold: make two tables of it, and prepare each into its own --out."
+        )
+    return __name__ if volumes else IMAGES if pictures else None
+
+
+def cases(root: Path, patients: Path | None = None, labels: Path | None = None) -> list[Case]:
     """Every scan below `root`, sorted by id; hidden and unrelated files are passed over, and so are those that are named
     like masks (`_seg`, `-seg`, `segmentation`, `mask`, `label` at the end; see `remarks`).
 
@@ -84,11 +113,15 @@ def cases(root: Path, patients: Path | None = None) -> list[Case]:
     its own, and DICOM series of one PatientID as one patient, unless `patients` says otherwise: a CSV with the columns
     patient and path (of the file, or of a DICOM series' folder, below `root`) or case (the id).
 
+    labels: the table; a scan that it does not list is left out (see `remarks`), and rows without a scan are counted by
+    `absent_rows`. What it lists is a scan whatever its name. Its patients count where `patients` does not name them.
+
     Raises:
-        DataError: no folder, nothing in it, no scan, or a malformed table.
+        DataError: no folder, nothing in it, no scan, a malformed table, or one that puts a patient into two parts.
     """
     root = require_folder(root, _WHAT)
-    found = list(_find(root))
+    known = read_labels(Path(labels), _KEYS) if labels else None
+    found = list(_find(root, frozenset(known.rows) if known else frozenset()))
     if not found:
         masks = " but files that are named like masks" if _masks(root) else ""
         raise DataError(f"{root} holds no scan{masks}: put {_WHAT} there, or give --data DIR.")
@@ -98,18 +131,78 @@ def cases(root: Path, patients: Path | None = None) -> list[Case]:
         _hashed(plain, f"{scan.name} {scan.where}") if count[plain.lower()] > 1 or len(plain) > _LONGEST_ID else plain
         for plain, scan in zip(names, found, strict=True)
     ]
-    known = {*ids, *(scan.where for scan in found)}
-    table = patients_by(Path(patients), ("path", "case"), known) if patients else {}
+    names_of = {*ids, *(scan.where for scan in found)}
+    table = patients_by(Path(patients), _KEYS, names_of) if patients else {}
     listed = [
         Case(case_id, table.get(case_id) or table.get(scan.where) or scan.patient or case_id, scan.path)
         for case_id, scan in zip(ids, found, strict=True)
     ]
+    if known is not None:
+        listed = _labelled(listed, found, known, set(table), Path(labels or ""))
     return sorted(listed, key=lambda case: case.id)
 
 
-def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None) -> list[str]:
-    """Sentences that the user should read: files passed over as masks, and DICOM series that are all of one patient."""
-    said, masks = [], _masks(Path(root))
+def _labelled(
+    cases: Sequence[Case], found: Sequence[_Found], table: LabelTable, grouped: Set[str], labels: Path
+) -> list[Case]:
+    """The scans that a table lists, with what it says of them. grouped: whose patients another table names.
+
+    Raises:
+        DataError: it lists none, or puts a patient into two parts.
+    """
+    listed = []
+    for case, scan in zip(cases, found, strict=True):
+        row = table.rows.get(case.id) or table.rows.get(scan.where)
+        if row is not None:
+            named = case.id in grouped or scan.where in grouped
+            patient = case.patient if named else row.patient or case.patient
+            listed.append(replace(case, patient=patient, label=row.label, part=row.part))
+    if not listed:
+        raise DataError(f"{labels} names none of the {len(cases)} scans: check its column {table.key!r}.")
+    require_one_part(listed, labels)
+    return listed
+
+
+def classes(labels: Path | None) -> tuple[str, ...]:
+    """The names of the table's classes; see `label_table.classes_of`.
+
+    Raises:
+        DataError: a malformed table, or one without a class.
+    """
+    return classes_of(Path(labels), _KEYS) if labels else ()
+
+
+def absent_rows(
+    root: Path, cases: Iterable[Case], patients: Path | None = None, labels: Path | None = None
+) -> dict[str, int]:
+    """How many scans the table of labels lists that are not among `cases`, by the table's name."""
+    if labels is None:
+        return {}
+    rows = read_labels(Path(labels), _KEYS).rows
+    return {Path(labels).name: len(rows.keys() - _names(Path(root), cases))}
+
+
+def _names(root: Path, cases: Iterable[Case]) -> set[str]:
+    """What a table may call these scans: ids, paths of files, folders of DICOM series."""
+    found = set[str]()
+    for case in cases:
+        where = case.path.relative_to(root)
+        found |= {case.id, where.as_posix(), where.parent.as_posix()}
+    return found
+
+
+def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None, labels: Path | None = None) -> list[str]:
+    """Sentences that the user should read: scans left out, files passed over as masks, classes that nobody has, DICOM
+    series that are all of one patient.
+    """
+    said, rows = [], read_labels(Path(labels), _KEYS).rows if labels else {}
+    masks = [name for name in _masks(Path(root)) if name not in rows]
+    if labels is not None:
+        here = {case.path for case in cases}
+        unlisted = [scan.where for scan in _find(Path(root), frozenset(rows)) if scan.path not in here]
+        if unlisted:
+            said.append(f"{len(unlisted)} scans are not in {labels} (the first: {min(unlisted)}) and were left out")
+        said += empty_classes(cases, classes(labels))
     if masks:
         said.append(
             f"{len(masks)} files are named like masks and were passed over ({masks[0]}{', ...' * (len(masks) > 1)}); "
@@ -138,14 +231,15 @@ def files(case: Case) -> list[Path]:
     return volume_files(case.path)
 
 
-def _find(root: Path) -> Iterator[_Found]:
+def _find(root: Path, listed: Set[str] = frozenset()) -> Iterator[_Found]:
+    """Every scan. listed: paths that a table names, which are scans even where they are named like masks."""
     for here, names in walk_files(root):
         others = []
         for name in names:
             path = here / name
             if suffix(path) not in SUFFIXES:
                 others.append(path)
-            elif not _is_mask(path):
+            elif not _is_mask(path) or path.relative_to(root).as_posix() in listed:
                 where = path.relative_to(root).as_posix()
                 yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):

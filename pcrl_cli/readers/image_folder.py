@@ -1,9 +1,6 @@
 """One's own radiographs: a tree of PNG, JPEG and DICOM files, with a table of labels or none; `prep folder` reads it.
 
-The table is a CSV with a column `path` (below the data folder), maybe `patient`, and one of
-
-    a column a class     1 present, 0 absent, -1 or blank not known
-    label                names of classes, several joined by |; a blank says that nothing is known
+What the table holds is said in `label_table`.
 """
 
 from collections import Counter
@@ -15,7 +12,8 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.plan import Pictures
 from pcrl_cli.readers import shards
 from pcrl_cli.readers.image_io import PLAIN, Aspect, dicom_facts
-from pcrl_cli.readers.tables import header_of, patients_by, read_columns, require_folder, walk_files
+from pcrl_cli.readers.label_table import PATH, Row, classes_of, read_labels, require_one_part
+from pcrl_cli.readers.tables import patients_by, require_folder, walk_files
 from pcrl_cli.readers.volume_io import is_dicom
 
 NAME = "folder"
@@ -27,8 +25,6 @@ KIND = "images"
 OPTIONS = ("labels", "patients")
 
 _WHAT = "radiographs (PNG, JPEG or single DICOM files)"
-_PATH, _PATIENT, _LABEL = "path", "patient", "label"
-_SAYS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": -1}
 
 
 def cases(root: Path, labels: Path | None = None, patients: Path | None = None) -> list[Case]:
@@ -40,24 +36,29 @@ def cases(root: Path, labels: Path | None = None, patients: Path | None = None) 
     counts as a patient of its own if none does.
 
     Raises:
-        DataError: no folder, no picture, or a malformed table.
+        DataError: no folder, no picture, a malformed table, or one that puts a patient into two parts.
     """
     root = require_folder(root, _WHAT)
     there = _pictures(root)
     if not there:
         raise DataError(f"{root} holds no picture: put {_WHAT} there, or give --data DIR.")
-    known = _labelled(Path(labels)) if labels else dict.fromkeys(there, ("", ()))
+    known = read_labels(Path(labels)).rows if labels else dict.fromkeys(there, Row("", ()))
     if not known.keys() & there.keys():
-        raise DataError(f"{labels} names none of the {len(there)} pictures in {root}: check its column {_PATH!r}.")
-    whose = patients_by(Path(patients), (_PATH,), set(there)) if patients else {}
-    return shards.shards(
+        raise DataError(f"{labels} names none of the {len(there)} pictures in {root}: check its column {PATH!r}.")
+    whose = patients_by(Path(patients), (PATH,), set(there)) if patients else {}
+    listed = shards.shards(
         [
-            ImageRef(name, whose.get(name) or patient or _patient(there[name]) or name, there[name], label)
-            for name, (patient, label) in known.items()
+            ImageRef(
+                name, whose.get(name) or row.patient or _patient(there[name]) or name, there[name], row.label, row.part
+            )
+            for name, row in known.items()
             if name in there
         ],
         root,
     )
+    if labels:
+        require_one_part(listed, Path(labels))
+    return listed
 
 
 def classes(labels: Path | None) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def classes(labels: Path | None) -> tuple[str, ...]:
     Raises:
         DataError: a malformed table, or one without a class.
     """
-    return _classes(Path(labels))[0] if labels else ()
+    return classes_of(Path(labels)) if labels else ()
 
 
 def read(case: Case, size: int, aspect: Aspect = "stretch") -> Pictures:
@@ -83,7 +84,7 @@ def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None, patie
     """Sentences that the user should read: unlisted pictures, classes that nobody has, all of one patient."""
     said, refs = [], [ref for case in cases for ref in case.images]
     if labels is not None:
-        unlisted = _pictures(Path(root)).keys() - _labelled(Path(labels)).keys()
+        unlisted = _pictures(Path(root)).keys() - read_labels(Path(labels)).rows.keys()
         if unlisted:
             said.append(f"{len(unlisted)} pictures are not in {labels} (the first: {min(unlisted)}) and were left out")
         said += shards.empty_classes(cases, classes(labels))
@@ -103,7 +104,7 @@ def absent_rows(
     if labels is None:
         return {}
     here = {ref.id for case in cases for ref in case.images}
-    return {Path(labels).name: len(_labelled(Path(labels)).keys() - here)}
+    return {Path(labels).name: len(read_labels(Path(labels)).rows.keys() - here)}
 
 
 def _pictures(root: Path) -> dict[str, Path]:
@@ -119,53 +120,3 @@ def _pictures(root: Path) -> dict[str, Path]:
 def _patient(path: Path) -> str:
     """The PatientID of a DICOM file; empty for others."""
     return "" if path.suffix.lower() in PLAIN else dicom_facts(path)[0]
-
-
-def _classes(table: Path) -> tuple[tuple[str, ...], bool]:
-    """The names of the classes, and whether they are columns."""
-    header = header_of(table)
-    columns = tuple(name for name in header if name not in (_PATH, _PATIENT, _LABEL))
-    if _LABEL not in header:
-        if not columns:
-            raise DataError(f"{table} has no class: add a column a class (0 or 1), or one called {_LABEL!r}.")
-        return columns, True
-    if columns:
-        raise DataError(f"{table} has a column {_LABEL!r} and others ({columns[0]!r}, ...): keep one or the other.")
-    texts = read_columns(table, (_LABEL,))[0][_LABEL]
-    found = sorted({word for text in texts for word in _words(text)})
-    if not found:
-        raise DataError(f"the column {_LABEL!r} of {table} names no class: fill it in, or leave --labels out.")
-    return tuple(found), False
-
-
-def _words(text: str) -> set[str]:
-    return {word.strip() for word in text.split("|") if word.strip()}
-
-
-def _labelled(table: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Patient (or nothing) and labels of every picture that the table lists, by its path."""
-    names, are_columns = _classes(table)
-    own = (_PATIENT,) if _PATIENT in header_of(table) else ()
-    rows, lines = read_columns(table, (_PATH, *own, *(names if are_columns else (_LABEL,))))
-    if "" in rows[_PATH]:
-        raise DataError(f"{table}, line {lines[rows[_PATH].index('')]}: the column {_PATH!r} is empty: correct it.")
-    paths = [Path(text).as_posix() for text in rows[_PATH]]
-    patients = rows[_PATIENT] if own else [""] * len(paths)
-    if are_columns:
-        labels = list(zip(*(_numbers(table, name, rows[name], lines) for name in names), strict=True))
-    else:
-        found = [_words(text) for text in rows[_LABEL]]
-        labels = [tuple(int(name in words) if words else -1 for name in names) for words in found]
-    facts = list(zip(patients, labels, strict=True))
-    return {paths[i]: facts[i] for i in shards.without_doubles(table, paths, facts, lines)}
-
-
-def _numbers(table: Path, name: str, texts: list[str], lines: list[int]) -> list[int]:
-    strange = set(texts) - _SAYS.keys()
-    if strange:
-        i = next(i for i, text in enumerate(texts) if text in strange)
-        raise DataError(
-            f"{table}, line {lines[i]}: {texts[i]!r} in the column {name!r} is none of 1, 0, -1 and blank: correct it, "
-            "or remove the column if it is no class."
-        )
-    return [_SAYS[text] for text in texts]

@@ -114,16 +114,17 @@ def without_doubles(
 
 
 def empty_classes(cases: Iterable[Case], classes: Sequence[str]) -> list[str]:
-    """A sentence on the classes that no image has, if there are some."""
-    positive = Counter[str]()
+    """A sentence on the classes that no image, or scan, has, if there are some."""
+    positive, unit = Counter[str](), "scan"
     for case in cases:
-        for ref in case.images:
-            positive.update(name for name, value in zip(classes, ref.label, strict=True) if value == 1)
+        unit = "image" if case.images else unit
+        for owned in case.images or (case,):
+            positive.update(name for name, value in zip(classes, owned.label, strict=True) if value == 1)
     empty = [name for name in classes if not positive[name]]
     if not empty:
         return []
     which = ", ".join(empty)
-    return [f"no image has {which}, so nothing can be learnt or measured of {'it' if len(empty) == 1 else 'them'}"]
+    return [f"no {unit} has {which}, so nothing can be learnt or measured of {'it' if len(empty) == 1 else 'them'}"]
 
 
 def parts_of_patients(parts: Mapping[OfficialPart, Iterable[ImageRef]], where: str) -> dict[str, OfficialPart]:

@@ -49,19 +49,19 @@ PRINTED: Mapping[int, Printed] = {
 }
 
 
-def findings_table(findings: Sequence[Finding], ratio: float) -> Table:
+def findings_table(findings: Sequence[Finding], ratio: float, paper: bool = True) -> Table:
     """A row a finding: this run's AUROC, interval and positives, and the paper's rows at the nearest printed ratio.
 
-    The paper's columns are there only for the fourteen findings that it prints.
+    The paper's columns are there only for the fourteen findings that it prints, and where they are asked for.
     """
-    known = {f.name for f in findings} <= set(NIH)
+    known = paper and {f.name for f in findings} <= set(NIH)
     columns = _columns(ratio) if known else {}
     order = sorted(findings, key=lambda f: NIH.index(f.name)) if known else findings
     header = ["finding", "this run", "95 % from", "to", "positive", "negative", *columns]
     rows: list[list[Cell]] = []
     for f in order:
-        paper = [values[NIH.index(f.name)] for values in columns.values()]
-        rows.append([f.name, *_of(f), f.positive, f.negative, *paper])
+        printed = [values[NIH.index(f.name)] for values in columns.values()]
+        rows.append([f.name, *_of(f), f.positive, f.negative, *printed])
     return Table(header, rows, _caption(columns, ratio), digits=1)
 
 

@@ -220,9 +220,12 @@ def require_alike(run: Run, contract: Contract, cache: Cache) -> None:
     """Refuses images that mean something else to the network than those that it learned from.
 
     Raises:
-        ConfigError: another number of channels, other channels or another order of them; scans with masks of another
-            spacing, window or normalisation.
+        ConfigError: another number of axes or channels, other channels or another order of them; scans with masks of another
+            spacing, window or normalisation; labelled scans of another shape or fit.
     """
+    dim, own = cache.manifest["dim"], contract.architecture.dim
+    if dim != own:
+        raise ConfigError(f"{cache.path} is a {dim}D cache, and the run was trained on {own}D images; give another")
     there, saw = cache.manifest["channels"], contract.domain.channels
     if there != saw:
         raise ConfigError(
@@ -235,8 +238,21 @@ def require_alike(run: Run, contract: Contract, cache: Cache) -> None:
             f"the channels of {cache.path} are {', '.join(names or ['not named'])}, and the run was trained on "
             f"{', '.join(saw_names)}; prepare a cache of these"
         )
+    if learned.get("settings", {}).get("whole"):
+        _require_fitted_alike(learned["settings"], found["settings"], cache)
     if "volumes" in cache.groups and "prepare" in learned.get("settings", {}):
         _require_prepared_alike(learned["settings"]["prepare"], found["settings"]["prepare"], cache)
+
+
+def _require_fitted_alike(learned: Mapping[str, Any], found: Mapping[str, Any], cache: Cache) -> None:
+    """Scans of another shape, or cut where others were resized, show the network things of another size."""
+    for key in ("shape", "fit"):
+        saw, now = (settings.get("whole", {}).get(key) for settings in (learned, found))
+        if saw != now:
+            raise ConfigError(
+                f"{cache.path} was prepared with whole.{key} {now}, and the run was trained on {saw}; prepare the scans again "
+                f"with --set whole.{key}={str(saw).replace(' ', '')}"
+            )
 
 
 def _require_prepared_alike(learned: Mapping[str, Any], found: Mapping[str, Any], cache: Cache) -> None:

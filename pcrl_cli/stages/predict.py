@@ -1,13 +1,14 @@
-"""Masks of new patients' scans, each in the grid of its own file."""
+"""Masks of new patients' scans, each in the grid of its own file; for runs that classify, see `PREDICTORS`."""
 
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +40,16 @@ from pcrl_cli.tasks import TASKS
 
 SCHEMA = "pcrl.predictions/1"
 RECORD, TABLE = "predictions.json", "predictions.csv"
+PREDICTORS = {"images": "pcrl_cli.stages.predict_labels"}
+"""Cached group -> module that predicts something else than masks, imported on use."""
+Found = TypeVar("Found")
+
+
+@runtime_checkable
+class Tried(Protocol):
+    """A result of prediction, whatever was predicted."""
+
+    failed: dict[str, str]
 
 
 class PredictResult(Result):
@@ -57,6 +68,25 @@ class PredictResult(Result):
     failed: dict[str, str]
     files: dict[str, Path]
     volumes: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    notes: list[str]
+
+
+class PredictLabelsResult(Result):
+    """Where the table is. made, skipped: cases of this call; failed: inputs that could not be used, and why.
+
+    probabilities: by case and class, of every case of the folder.
+    """
+
+    schema_name: ClassVar[str] = "pcrl.predict-labels/1"
+    run: Path
+    task: str
+    out: Path
+    table: Path
+    made: list[str]
+    skipped: list[str]
+    failed: dict[str, str]
+    probabilities: dict[str, dict[str, float]]
     seconds: dict[str, float]
     notes: list[str]
 
@@ -122,14 +152,15 @@ def predict(
     autocast: bool = True,
     overwrite: bool = False,
     listener: Listener | None = None,
-) -> PredictResult:
+) -> PredictResult | PredictLabelsResult:
     """Writes `out/CASE_pred.nii.gz` for every input, and `out/predictions.csv`.
 
     A mask has exactly the geometry of its input: probabilities are brought linearly from the working grid to the file's
     and compared with the threshold there. LiTS: 1 is liver. BraTS: 2 oedema, 1 the rest of the core, 4 enhancing tumour.
 
     Args:
-        run: fine-tuned for segmentation.
+        run: fine-tuned for segmentation; of a run that classifies see `stages.predict_labels.predict_labels`, which is
+            called then and gives a `PredictLabelsResult`.
         inputs: image files (NIfTI, MHD, NRRD) or folders of one DICOM series; for tasks of several sequences, folders
             with CASE_flair.nii.gz and so on.
         modalities: one more case, its files by sequence.
@@ -143,6 +174,19 @@ def predict(
     listener, opened = listener or Listener(), Run.load(run)
     settings = settings_of(opened, run, None)
     module = find("task", settings.task, TASKS)
+    if module.GROUP in PREDICTORS:
+        labels: PredictLabelsResult = import_module(PREDICTORS[module.GROUP]).predict_labels(
+            opened,
+            settings,
+            inputs,
+            out,
+            modalities=modalities or {},
+            layers=layers,
+            device=device,
+            overwrite=overwrite,
+            listener=listener,
+        )
+        return labels
     if module.GROUP != "volumes":
         raise ConfigError(
             f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats"
@@ -181,8 +225,8 @@ def predict(
     )
 
 
-def require(result: PredictResult) -> None:
-    """Ends a command some of whose inputs could not be used; the others' masks are written by then.
+def require(result: Tried) -> None:
+    """Ends a command some of whose inputs could not be used; what the others gave is written by then.
 
     Raises:
         DataError: there are some.
@@ -196,8 +240,20 @@ def require(result: PredictResult) -> None:
 def _one(predictor: Predictor, case: New, book: "Book", notes: list[str]) -> str | None:
     """Predicts and writes one case; returns why not, where the input cannot be used."""
     began = time.perf_counter()
+    found = tried(case.given, lambda: predictor(case))
+    if isinstance(found, str):
+        return found
+    mask, grid, sizes, remarks = found
+    notes += remarks
+    place = Grid(mask.shape, grid.spacing, grid.origin, grid.direction)
+    book.write(case, mask, place, sizes, time.perf_counter() - began)
+    return None
+
+
+def tried(given: str, work: Callable[[], Found]) -> Found | str:
+    """What came of one input, or why it cannot be used."""
     try:
-        mask, grid, sizes, remarks = predictor(case)
+        return work()
     except (DataError, IntegrityError) as error:
         return str(error)
     except MachineError as error:
@@ -205,11 +261,7 @@ def _one(predictor: Predictor, case: New, book: "Book", notes: list[str]) -> str
             return str(error)
         raise
     except MemoryError as error:
-        raise MachineError(f"not enough memory for {case.given}; free some, or leave it out") from error
-    notes += remarks
-    place = Grid(mask.shape, grid.spacing, grid.origin, grid.direction)
-    book.write(case, mask, place, sizes, time.perf_counter() - began)
-    return None
+        raise MachineError(f"not enough memory for {given}; free some, or leave it out") from error
 
 
 def load(
@@ -225,7 +277,7 @@ def load(
     Raises:
         ConfigError: training never came to weights; a setting that is not one of inference.
     """
-    prepared = _prepared(run)
+    prepared = prepared_by(run)
     how = Preparation.model_validate(prepared["settings"]["prepare"])
     stored = Stored(3, prepared["channels"], how.to_unit, tuple(prepared["classes"]))
     checkpoint = unseal(run.weights_path().parent)
@@ -235,7 +287,7 @@ def load(
     return Predictor(module, task.to(device).eval(), config, how, tuple(prepared["channel_names"]), device, autocast)
 
 
-def _prepared(run: Run) -> dict[str, Any]:
+def prepared_by(run: Run) -> dict[str, Any]:
     """How the run's images were prepared: its record says, so the cache is not needed."""
     if "prepared" not in run.record or not run.checkpoints:
         raise ConfigError(f"{run.folder} holds no weights yet; run its `pcrl finetune` command again to go on")
@@ -381,7 +433,8 @@ class Book:
         if overwrite:
             with files.blame_machine(out):
                 for row in record["cases"].values():  # of another network: nobody may take them for this one's
-                    (out / Path(row["file"]).name).unlink(missing_ok=True)
+                    if "file" in row:
+                        (out / Path(row["file"]).name).unlink(missing_ok=True)
                 for name in (TABLE, RECORD):
                     (out / name).unlink(missing_ok=True)
             return cls(out, facts, {})
@@ -408,6 +461,9 @@ class Book:
             "ml": {name: round(value, 6) for name, value in ml.items()},
             "seconds": round(seconds, 3),
         }
+        self.save()
+
+    def save(self) -> None:
         files.write_json(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
 
     def write_table(self, regions: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from pcrl_cli.core.plan import CropPlan
 from pcrl_cli.data.build import auto_jobs, settings_of, uncut
 from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import forget_others, images_in, read_split
+from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
 from pcrl_cli.stages.kinds import PrepSettings, completed, kind_of, peak_of
 from pcrl_cli.stages.results import Plan, Result
@@ -98,7 +99,7 @@ def prep(
         limit: only the first so many scans, or images; a finished shard that holds more is kept as it is.
         shard: (i, n), this process's share, i from 1.
         options: of the reader: `patients`, a CSV that groups scans by patient; `candidates`, a CSV in place of
-            candidates_V2.csv; `labels`, a CSV of a folder of radiographs; see its OPTIONS.
+            candidates_V2.csv; `labels`, a CSV of a folder of images or scans; see its OPTIONS.
 
     Raises:
         ConfigError: `out` holds a cache of other settings, or (overwrite) something that is no cache; settings that
@@ -169,7 +170,7 @@ def prep(
             seed=settings.seed,
             progress=progress,
             patients={patient for case in cases for patient in case.patients},
-            parts=kind.parts(settings, reader, data),
+            parts=kind.parts(settings, reader, data) or _own_parts(cases),
             root=data,
             files=reader.files,
             peak_bytes=peak_bytes,
@@ -340,6 +341,12 @@ def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:
             f"{len(moved)} {unit} of {out} belonged to other patients when it was made (the first: {first} to "
             f"{was[first]}, now {now[first]}); give the same --patients, or choose another --out"
         )
+
+
+def _own_parts(cases: Sequence[Case]) -> dict[str, Part] | None:
+    """The part of every patient, where the user's own table says them."""
+    owned = [owned for case in cases for owned in (case.images or (case,))]
+    return {o.patient: o.part for o in owned if o.part is not None} or None
 
 
 def _absent(reader: ModuleType, data: Path, cases: list[Case], options: Mapping[str, Any]) -> int:

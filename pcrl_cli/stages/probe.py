@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from pcrl_cli.core import files
 from pcrl_cli.core.errors import ConfigError, UsageError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
-from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine.trainer import Device, resolve_device
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.transfer import Weights
@@ -53,8 +54,11 @@ class EmbedResult(Result):
     width: int
 
 
-TASK_OF = {2: "chest", 3: "luna"}
-"""Whose labels an encoder of so many axes is probed on, if nothing is said."""
+def task_of(dim: int, groups: Collection[str]) -> str:
+    """Whose labels an encoder of so many axes is probed on, if nothing is said. groups: that are cached."""
+    if dim == 2:
+        return "chest"
+    return "classify" if "images" in groups and "candidates" not in groups else "luna"
 
 
 def probe_features(
@@ -66,7 +70,7 @@ def probe_features(
     config: Config | None = None,
 ) -> tuple[dict[str, float | None], tuple[Features, Features]]:
     """k-NN and linear-probe AUROC on `part`, learned from the training part; of several findings the mean."""
-    task, config = task or TASK_OF[encoder.dim], config or Config()
+    task, config = task or task_of(encoder.dim, cache.groups), config or Config()
     train = extract(encoder, cache, task, ["train"], device)
     test = extract(encoder, cache, task, [part], device)
     score = probe_findings if train.label.ndim == 2 else probe
@@ -75,7 +79,7 @@ def probe_features(
 
 def why_not(encoder: Encoder, cache: Cache, task: str | None = None) -> str | None:
     """Why frozen features cannot be scored on the validation part; None if they can. Reads the labels and one item."""
-    module = find("task", task or TASK_OF[encoder.dim], TASKS)
+    module = find("task", task or task_of(encoder.dim, cache.groups), TASKS)
     group = module.GROUP
     if group not in cache.groups:
         return f"the cache holds no {group}"
@@ -102,7 +106,8 @@ def _opened(
 ) -> tuple[Cache, str, Encoder, Weights, dict[str, Any]]:
     """The cache with what the task sees, the task's name, and the encoder with its report."""
     dim = weights_of(source).contract.architecture.dim
-    name = task or TASK_OF[dim]
+    there = {group for _, m in workspace.caches() if m.get("dim") == dim for group in m.get("groups", ())}
+    name = task or task_of(dim, open_cache(cache).groups if cache else there)
     module = find("task", name, TASKS)
     if module.DIM not in (None, dim):
         raise ConfigError(f"{source} is a {dim}D encoder, and the task {name} is of {module.DIM}D images; give another")

@@ -99,8 +99,18 @@ def require_group(cache: Cache, group: str, what: str) -> None:
 
 
 def dim_of(task: ModuleType, cache: Cache) -> int:
-    """Axes of what a task's module sees: its own, or the cache's where it takes any."""
-    return int(task.DIM or cache.manifest["dim"])
+    """Axes of what a task's module sees: its own, or the cache's where it takes any.
+
+    Raises:
+        ConfigError: the cache's images have other axes than the task's.
+    """
+    there = int(cache.manifest["dim"])
+    if task.DIM not in (None, there):
+        name = task.__name__.rpartition(".")[2]
+        raise ConfigError(
+            f"{cache.path} is a {there}D cache, and the task {name} is of {task.DIM}D images; give another"
+        )
+    return there
 
 
 def domain_of(cache: Cache) -> Domain:

@@ -1,18 +1,16 @@
 """Pulmonary nodule detection: is a candidate of LUNA16 a nodule?"""
 
-from itertools import permutations
-
 import numpy as np
-import torch
 from jaxtyping import Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
+from pcrl_cli.augment.cubes import rotated_crop
 from pcrl_cli.augment.intensity import z_normalise
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Stored, Views
-from pcrl_cli.core.rng import Rng, Stream
+from pcrl_cli.core.rng import Rng
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.pure.crops import CandidateBlocks
 from pcrl_cli.tasks.base import Classification
@@ -63,24 +61,6 @@ class Luna(Classification):
         """HU window -> [0, 1] -> z-normalised, as in pre-training."""
         scale, offset = self.stored.to_unit
         return z_normalise(stored.float() * scale + offset)
-
-
-def rotated_crop(blocks: Tensor, side: int, stream: Stream) -> Tensor:
-    """One gather: (b, c, n, n, n) -> (b, c, side, side, side), a start corner and a cube symmetry a sample."""
-    b, c, n = blocks.shape[:3]
-    device = blocks.device
-    start = stream.integers(n - side + 1, 3)  # b 3
-    order = torch.tensor(list(permutations(range(3))), device=device)[stream.integers(6)]  # b 3
-    flip = stream.integers(2, 3).bool()  # b 3
-    i = torch.arange(side, device=device)
-    along = start[:, :, None] + torch.where(flip[:, :, None], side - 1 - i, i)  # b 3 side: index along each block axis
-    stride = torch.tensor([n * n, n, 1], device=device)
-    steps = (along * stride[:, None]).gather(
-        1, order[:, :, None].expand(-1, -1, side)
-    )  # output axis k runs along order[k]
-    index = steps[:, 0, :, None, None] + steps[:, 1, None, :, None] + steps[:, 2, None, None, :]
-    taken = blocks.flatten(2).gather(2, index.reshape(b, 1, -1).expand(-1, c, -1))
-    return taken.view(b, c, side, side, side)
 
 
 def epoch_order(labels: Shaped[np.ndarray, " n"], config: Config, seed: int, epoch: int) -> Int[np.ndarray, " m"]:

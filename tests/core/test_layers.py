@@ -195,7 +195,7 @@ def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     assert tree["prep"].keys() <= KINDS.keys()
     assert tree["pretrain"].keys() == {"pcrlv2"}
     assert tree["pretrain"]["pcrlv2"].keys() == {"2d", "3d"}
-    assert tree["finetune"].keys() == {"luna", "lits", "brats", "chest"}
+    assert tree["finetune"].keys() == {"luna", "lits", "brats", "chest", "classify"}
 
 
 def presets():

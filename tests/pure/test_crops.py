@@ -19,6 +19,7 @@ from pcrl_cli.pure.crops import (
     Box,
     CandidateBlocks,
     CropPairs,
+    WholeScan,
     block_at,
     draw_local_anywhere,
     draw_local_corner,
@@ -29,6 +30,8 @@ from pcrl_cli.pure.crops import (
     inside,
     iou,
     reachable_pairs,
+    to_int16,
+    whole,
 )
 from pcrl_cli.pure.resize import resize
 
@@ -361,3 +364,41 @@ def test_findings_that_count_for_nothing_are_cached_beside_the_lesions():
     arrays = CandidateBlocks(side_mm=4).draw(scan(noise((20, 20, 20))), case, np.random.default_rng(0)).arrays
     np.testing.assert_array_equal(arrays["excluded"], findings)
     np.testing.assert_array_equal(arrays["lesions"], np.ones((1, 4)))
+
+
+# ----------------------------------------------------------------------------------------------------- whole scans
+
+
+def labelled(shape=(20, 22, 24), seed=3):
+    values = np.random.default_rng(seed).integers(-1000, 1000, shape).astype(np.float32)
+    return Prepared(values, np.ones(3), np.zeros(3), np.eye(3), -150.0, -1000.0)
+
+
+def test_a_whole_scan_is_resized_to_the_shape_as_a_crop_is():
+    scan = labelled()
+    assert np.array_equal(whole(scan, (10, 11, 12), "resize"), to_int16(resize(scan.values, (10, 11, 12))))
+    assert np.array_equal(whole(scan, (20, 22, 24), "resize"), scan.values)
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 24), (24, 30, 11), (21, 23, 25)])
+def test_a_cropped_scan_lies_in_the_middle_with_air_around(shape):
+    scan, found = labelled(), whole(labelled(), shape, "crop")
+    assert found.shape == shape
+    expected = np.full(shape, -1000, np.int16)
+    first = [max(0, (n - have) // 2) for n, have in zip(shape, scan.values.shape, strict=True)]
+    start = [max(0, (have - n) // 2) for n, have in zip(shape, scan.values.shape, strict=True)]
+    size = [min(n, have) for n, have in zip(shape, scan.values.shape, strict=True)]
+    part = scan.values[tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))]
+    expected[tuple(slice(a, a + n) for a, n in zip(first, size, strict=True))] = part
+    assert np.array_equal(found, expected)
+
+
+def test_a_labelled_scan_is_stored_as_an_image_is():
+    plan = WholeScan(shape=(8, 8, 8), classes=("x", "y", "z"))
+    drawn = plan.draw(labelled(), Case("a", "Ann", Path("a"), label=(1, 0, -1)), np.random.default_rng(0))
+    assert {name: (a.shape, a.dtype.kind) for name, a in drawn.arrays.items()} == {
+        "image": ((1, 1, 8, 8, 8), "i"), "label": ((1, 3), "i"), "id": ((1,), "S"), "patient": ((1,), "S"),
+    }  # fmt: skip
+    assert drawn.arrays["label"].tolist() == [[1, 0, -1]]
+    assert (drawn.arrays["id"].tolist(), drawn.arrays["patient"].tolist()) == ([b"a"], [b"Ann"])
+    assert drawn.counts == {"kept": 1, "with x": 1, "with y": 0, "with z": 0, "unknown z": 1}

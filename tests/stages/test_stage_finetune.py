@@ -149,7 +149,11 @@ def test_an_architecture_that_differs_from_the_weights_is_refused(chain, name):
         (finetune_layers(ratio=0.0), ConfigError, "ratio .*greater than 0"),
         (finetune_layers(ratio=1.5), ConfigError, "ratio .*less than or equal to 1"),
         (finetune_layers(batch=64), ConfigError, r"the batch \(64\) is larger than an epoch"),
-        (settings(task="nodule"), UsageError, "there is no task 'nodule'; the tasks are brats, chest, lits, luna"),
+        (
+            settings(task="nodule"),
+            UsageError,
+            "there is no task 'nodule'; the tasks are brats, chest, classify, lits, luna",
+        ),
         (finetune_layers(learner={"side": 65}), ConfigError, "larger than the cached blocks"),
     ],
 )

@@ -1,5 +1,8 @@
-"""3D scans to crop pairs, and to blocks round candidates where the data set has some (LUNA16, one's own scans)."""
+"""3D scans to crop pairs, to blocks round candidates where the data set has some (LUNA16), and where a table labels them
+(one's own scans) to whole scans of one size.
+"""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -13,7 +16,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.plan import CropPlan, Prepared, Scan
 from pcrl_cli.data.volume import Intensity, prepare
-from pcrl_cli.pure.crops import CandidateBlocks, CropPairs
+from pcrl_cli.pure.crops import CandidateBlocks, CropPairs, WholeScan
 from pcrl_cli.pure.split import Part
 from pcrl_cli.stages.kinds import PrepSettings
 
@@ -24,13 +27,22 @@ PAIR_BYTES, BLOCK_BYTES = 623_000, 2 * 64**3
 
 
 class CropSettings(PrepSettings):
+    """whole: of labelled scans; its classes are taken from the table."""
+
     spacing_mm: float = Field(1.0, gt=0)
     intensity: Intensity = Intensity()
     pairs: CropPairs = CropPairs()
     candidates: CandidateBlocks = CandidateBlocks()
+    whole: WholeScan = WholeScan()
 
 
 SETTINGS = CropSettings
+
+
+def complete(settings: CropSettings, reader: ModuleType, given: Mapping[str, Any]) -> CropSettings:
+    """The settings with the classes of the table of labels, where one is given."""
+    classes = tuple(reader.classes(given["labels"])) if given.get("labels") and hasattr(reader, "classes") else ()
+    return settings.model_copy(update={"whole": settings.whole.model_copy(update={"classes": classes})})
 
 
 def options(settings: CropSettings) -> dict[str, Any]:
@@ -38,15 +50,21 @@ def options(settings: CropSettings) -> dict[str, Any]:
 
 
 def plans(settings: CropSettings, cases: Sequence[Case]) -> list[CropPlan]:
-    """Pairs always; candidates where the data set has some."""
-    return [settings.pairs, settings.candidates] if any(case.points is not None for case in cases) else [settings.pairs]
+    """Pairs unless none are asked for; candidates where the data set has some; whole scans where they have labels."""
+    there: dict[CropPlan, bool] = {
+        settings.pairs: settings.pairs.pairs > 0,
+        settings.candidates: any(case.points is not None for case in cases),
+        settings.whole: bool(settings.whole.classes),
+    }
+    return [plan for plan, wanted in there.items() if wanted]
 
 
 def check(
     settings: CropSettings, origin: Mapping[str, str], reader: ModuleType, plans: Sequence[CropPlan], data: Path
 ) -> None:
     """Raises:
-    ConfigError: options of candidates where there are none; MR values for a data set of CT.
+    ConfigError: options of candidates or of whole scans where there are none; MR values for a data set of CT; nothing is
+        left to cut.
     """
     modality = settings.intensity.modality
     if modality != reader.MODALITY and reader.NAME != "folder":
@@ -59,11 +77,21 @@ def check(
     if typed and settings.candidates not in plans:
         option = "--negatives" if typed == ["candidates.negatives"] else typed[0]
         raise ConfigError(f"{data} lists no candidates that {option} could apply to; leave it out")
+    whole = sorted(key for key, layer in origin.items() if key.startswith("whole.") and layer in ("flags", "--set"))
+    if "whole.classes" in whole:
+        raise ConfigError("classes come from --labels; leave whole.classes out")
+    if whole and settings.whole not in plans:
+        raise ConfigError(f"{whole[0]} is of scans with labels; give them with --labels, or leave it out")
+    if not plans:
+        raise ConfigError("--pairs 0 leaves nothing to prepare; give --labels, or ask for pairs")
 
 
 def header(settings: CropSettings, reader: ModuleType, cases: Sequence[Case]) -> dict[str, Any]:
-    window = settings.intensity
+    window, labelled = settings.intensity, bool(settings.whole.classes)
+    recorded = settings.model_dump(mode="json", exclude=None if labelled else {"whole"})
     return {
+        "settings": recorded,  # what changes nothing is left out, so that other caches stay what they are
+        **({"classes": list(settings.whole.classes), "size": list(settings.whole.shape)} if labelled else {}),
         "dim": 3,
         "channels": 1,
         "modality": window.modality,
@@ -85,6 +113,8 @@ def parts(settings: CropSettings, reader: ModuleType, data: Path) -> Mapping[str
 
 def nbytes(settings: CropSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
     total = float(PAIR_BYTES * settings.pairs.pairs * len(cases))
+    if settings.whole in plans:
+        total += 2.0 * math.prod(settings.whole.shape) * len(cases)
     if settings.candidates in plans:
         labels = [case.points.label for case in cases if case.points is not None]
         sample = settings.candidates.negatives

@@ -26,6 +26,8 @@ PEAK_BYTES = 800_000_000
 """A shard of 2048 images of 256 x 256 at its peak; see `peak_bytes`."""
 OF_SOME_READERS = ("uncertain", "view", "official_split")
 """Settings that only some data sets understand; the reader's OPTIONS say which."""
+GREY = (1 / 255, 0.0)
+"""What brings stored grey levels to [0, 1]."""
 
 
 class ImageSettings(PrepSettings):
@@ -114,7 +116,7 @@ def header(settings: ImageSettings, reader: ModuleType, cases: Sequence[Case]) -
         "spacing_mm": None,  # one size in pixels, whatever the films' was
         "size": settings.size,
         "classes": list(settings.classes),
-        "to_unit": [1 / 255, 0.0],
+        "to_unit": list(GREY),
         "intensity": {"grey_levels": 256},
         "normalisation": "ImageNet's mean and standard deviation, from [0, 1]",
     }

@@ -1,4 +1,4 @@
-"""Findings on images (NIH ChestX-ray14, CheXpert, one's own): AUROC a finding and their mean, calibration, maps."""
+"""Findings on images or scans (NIH ChestX-ray14, CheXpert, one's own): AUROC a finding and their mean, calibration, maps."""
 
 import csv
 import io
@@ -28,10 +28,11 @@ from pcrl_cli.report.findings import Look, activation_figure, auroc_figure, reli
 from pcrl_cli.report.html import Block, Facts, Picture, Section
 from pcrl_cli.report.paper_findings import findings_table
 from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
-from pcrl_cli.tasks.chest import Chest
+from pcrl_cli.tasks.findings import Findings, Plane
 
 OPTIONS: tuple[str, ...] = ()
-BATCH = 64
+BATCH = {2: 64, 3: 8}
+"""Images predicted at once, by their axes."""
 SHOWN = 8
 """Images with boxes in the report; the pointing game is played on all."""
 
@@ -48,7 +49,20 @@ class Predictions:
 
 def metric_names(work: Work) -> tuple[str, ...]:
     """Those of which more is better."""
-    return ("auroc", *map(metric_name, work.learned or work.cache.manifest["classes"]), "pointing")
+    pointing = ("pointing",) if _points(work) else ()
+    return ("auroc", *map(metric_name, work.learned or work.cache.manifest["classes"]), *pointing)
+
+
+def _unit(work: Work) -> str:
+    """What an item is."""
+    return "images" if work.cache.manifest["dim"] == 2 else "scans"
+
+
+def _points(work: Work) -> bool:
+    """Whether there is a pointing game to tell of: on radiographs, or where the data set has boxes."""
+    manifest = work.cache.manifest
+    listed = manifest["dim"] == 2 and nih_boxes.box_list(Path(manifest["data"])) is not None
+    return listed or work.settings.task == "chest"
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -59,11 +73,11 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     usable = _usable(labels)
     if not usable.any():
         raise DataError(
-            f"of the {len(labels)} labelled training images of {work.cache.path} no finding has both a positive and a "
-            "negative, so there is nothing to learn; raise --ratio or prepare more images"
+            f"of the {len(labels)} labelled training {_unit(work)} of {work.cache.path} no finding has both a positive and a "
+            f"negative, so there is nothing to learn; raise --ratio or prepare more {_unit(work)}"
         )
     return {
-        "images": len(labels),
+        _unit(work): len(labels),
         "positive labels": int((labels == 1).sum()),
         "findings to learn": int(usable.sum()),
     }
@@ -150,7 +164,7 @@ def _classes(work: Work, task: Task) -> list[str]:
     Raises:
         ConfigError: the cache has labels of none of them.
     """
-    learned, there = list(task.stored.classes) if isinstance(task, Chest) else [], work.cache.manifest["classes"]
+    learned, there = list(task.stored.classes) if isinstance(task, Findings) else [], work.cache.manifest["classes"]
     if not set(learned) & set(there):
         raise ConfigError(
             f"{work.cache.path} has labels of {', '.join(there)}, and the run learned {', '.join(learned)}: none is "
@@ -171,11 +185,12 @@ def _aligned(labels: Int[np.ndarray, "n k"], names: Sequence[str], wanted: Seque
 
 
 def _batches(work: Work, split: SplitName, case: str, arrays: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """The part's items of a shard, at most `BATCH` at a time."""
+    """The part's items of a shard, so many of `BATCH` at a time."""
     cache, group = work.cache, work.module.GROUP
     mine = cache.rows(group, "label", [case], cache.split.part(split))
-    for start in range(0, len(mine), BATCH):
-        yield cache.read(group, arrays, [case], rows=mine[start : start + BATCH]).arrays
+    step = BATCH[cache.manifest["dim"]]
+    for start in range(0, len(mine), step):
+        yield cache.read(group, arrays, [case], rows=mine[start : start + step]).arrays
 
 
 # ------------------------------------------------------------------------------------------------------ scoring
@@ -183,11 +198,9 @@ def _batches(work: Work, split: SplitName, case: str, arrays: Sequence[str]) -> 
 
 def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) -> Scores:
     """AUROC of every finding and their mean, calibration, and the pointing game where the data set has boxes."""
-    names, root = _classes(work, task), Path(work.cache.manifest["data"])
-    listed, boxes = (
-        nih_boxes.box_list(root),
-        nih_boxes.boxes(root),
-    )  # first: a damaged list is told before an hour's work
+    names, root, unit = _classes(work, task), Path(work.cache.manifest["data"]), _unit(work)
+    points = _points(work)  # first: a damaged list is told before an hour's work
+    listed, boxes = (nih_boxes.box_list(root), nih_boxes.boxes(root)) if points else (None, {})
     p = predict_part(work, task, split)
     scores = p.probability.astype(np.float64)
     findings = per_finding(p.label, scores, names)
@@ -195,19 +208,19 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
     measured = calibration(p.label.ravel(), scores.ravel())
     played, by_finding, looks, cut_off = _point(work, task, split, names, boxes)
     metrics = {"auroc": Estimate.of(mean, "bootstrap over patients")}
-    metrics |= {metric_name(f.name): Estimate.of(f.auroc, "DeLong, images as independent") for f in findings}
+    metrics |= {metric_name(f.name): Estimate.of(f.auroc, f"DeLong, {unit} as independent") for f in findings}
     nothing = "no label is known" if measured.ece is None else None
     metrics["ece"] = Estimate(value=measured.ece, reason=nothing)
     metrics["brier"] = Estimate(value=measured.brier, reason=nothing)
-    metrics["pointing"] = Estimate(
-        value=played.share, reason=None if played.n else _why_no_boxes(root, listed, cut_off)
-    )
+    if points:
+        reason = None if played.n else _why_no_boxes(root, listed, cut_off)
+        metrics["pointing"] = Estimate(value=played.share, reason=reason)
     return Scores(
         metrics=metrics,
         headline="auroc",
         counts={
-            "images": len(p.id),
-            "images with a finding": int((p.label == 1).any(axis=1).sum()),
+            unit: len(p.id),
+            f"{unit} with a finding": int((p.label == 1).any(axis=1).sum()),
             "findings in the mean": sum(f.auroc.value is not None for f in findings),
             "findings": len(names),
         },
@@ -217,9 +230,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
                 f.name: {"positive": f.positive, "negative": f.negative, "unknown": f.unknown} for f in findings
             },
             "left_out_of_the_mean": [f.name for f in findings if f.auroc.value is None],
-            "pointing": {name: {"hits": g.hits, "boxes": g.n} for name, g in by_finding.items()},
-            "pointing_by_chance": played.by_chance / played.n if played.n else None,
-            "pointing_left_out": cut_off,
+            **(_pointing(played, by_finding, cut_off) if points else {}),
         },
         notes=_notes(findings, split) + _cut_off_note(cut_off),
         sections=[
@@ -233,6 +244,14 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
 def metric_name(finding: str) -> str:
     """auroc_pleural_thickening of Pleural_Thickening."""
     return "auroc_" + re.sub(r"\W+", "_", finding).strip("_").lower()
+
+
+def _pointing(played: Pointing, by_finding: Mapping[str, Pointing], cut_off: int) -> dict[str, Any]:
+    return {
+        "pointing": {name: {"hits": g.hits, "boxes": g.n} for name, g in by_finding.items()},
+        "pointing_by_chance": played.by_chance / played.n if played.n else None,
+        "pointing_left_out": cut_off,
+    }
 
 
 def _notes(findings: Sequence[Finding], split: SplitName) -> list[str]:
@@ -277,7 +296,7 @@ def _curves(
         curves[finding.name] = none if points is None else (points.fpr, points.tpr, finding.auroc.value)
     blocks: list[Block] = [
         Picture(shown, "AUROC by finding; the mean's interval is by patient."),
-        findings_table(findings, work.settings.ratio),
+        findings_table(findings, work.settings.ratio, paper=work.settings.task == "chest"),
     ]
     return [
         Section("Findings", blocks),
@@ -299,7 +318,7 @@ def _point(work: Work, task: Task, split: SplitName, names: Sequence[str], boxes
     """
     total, by_finding, looks, cut_off = Pointing(0, 0, 0.0), dict[str, Pointing](), list[Look](), 0
     wanted = {image for image, finding in boxes if finding in names}
-    if not wanted or not isinstance(task, Chest):
+    if not wanted or not isinstance(task, Findings) or not isinstance(task.look, Plane):
         return total, by_finding, looks, cut_off
     for items in (items for case in work.cache.cases(split) for items in _batches(work, split, case, ("image", "id"))):
         ids = [name.decode() for name in items["id"]]
@@ -314,7 +333,7 @@ def _point(work: Work, task: Task, split: SplitName, names: Sequence[str], boxes
                 drawn = boxes.get((ids[row], finding), [])
                 if not drawn:
                     continue
-                placed = tuple(_placed(box, work.settings.learner) for box in drawn)
+                placed = tuple(_placed(box, task.look) for box in drawn)
                 if not covered(map_[k].shape, placed).any():
                     cut_off += 1
                     continue
@@ -326,10 +345,10 @@ def _point(work: Work, task: Task, split: SplitName, names: Sequence[str], boxes
     return total, by_finding, looks, cut_off
 
 
-def _placed(box: nih_boxes.Box, config: Any) -> tuple[float, float, float, float]:
+def _placed(box: nih_boxes.Box, look: Plane) -> tuple[float, float, float, float]:
     """Shares of the whole image -> pixels of the centre that the network sees."""
-    cut = (config.resize - config.side) // 2
-    left, top, width, height = (share * config.resize for share in box)
+    cut = (look.resize - look.side) // 2
+    left, top, width, height = (share * look.resize for share in box)
     return left - cut, top - cut, width, height
 
 
