@@ -11,11 +11,11 @@ from pcrl_cli.core.errors import UsageError
 
 @console.command
 def command(
-    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits or brats")],
+    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits, brats or segment")],
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="INPUT...", help="Image files, DICOM folders, or folders with CASE_flair.nii.gz and so on"
+            metavar="INPUT...", help="Images or pictures, DICOM folders, or folders with CASE_flair.nii.gz and so on"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the masks")] = None,
@@ -34,7 +34,7 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Segment new scans: a NIfTI mask in each input's own grid, and predictions.csv."""
+    """Segment new scans or pictures: a mask in each input's own grid, and predictions.csv."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
     number = console.choice("--precision", precision or "auto", ("auto", "fp32", "bf16"))
     if out is None:
@@ -58,7 +58,11 @@ def command(
     rows = {
         "run": f"{result.run} (task {result.task})",
         "scans": f"{len(result.made)} predicted, {len(result.skipped)} there already, {len(result.failed)} left out",
-        **{name: {f"{region} ml": value for region, value in ml.items()} for name, ml in result.volumes.items()},
+        **{
+            name: {f"{region} {result.unit}": value for region, value in ml.items()}
+            for name, ml in result.volumes.items()
+        },
+        "labels": result.labels,
         "table": result.table,
     }
     console.show(result, as_json=json, quiet=quiet, rows=rows, path=result.out)

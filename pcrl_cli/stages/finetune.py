@@ -251,7 +251,7 @@ def _train(
     )
     if not can_validate:
         listener.warn(kept)
-    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings)):
+    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings, architecture.dim)):
         outcome = trainer.fit()
     result = FinetuneResult(
         run=run.folder,
@@ -276,10 +276,12 @@ def _train(
     return result
 
 
-def _less(settings: FinetuneSettings) -> str:
+def _less(settings: FinetuneSettings, dim: int) -> str:
     """What to set when a step does not fit."""
     half = f"--batch {max(2, settings.train.batch // 2)}"
     crop = getattr(settings.learner, "crop", None)
+    if crop is None and hasattr(settings.learner, "crop_of"):
+        crop = settings.learner.crop_of(dim)
     smaller = [max(16, n // 2) for n in crop or ()]
     return half if crop is None else f"{half} or --set learner.crop=[{','.join(map(str, smaller))}]"
 

@@ -22,11 +22,13 @@ from pcrl_cli.data.build import auto_jobs, settings_of, uncut
 from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import forget_others, images_in, read_split
 from pcrl_cli.readers import READERS
-from pcrl_cli.stages.kinds import PrepSettings, completed, kind_of, peak_of
+from pcrl_cli.stages.kinds import Noted, PrepSettings, completed, kind_of, peak_of, settled
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
-OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards"))
+LABELS = "labels.json"
+"""In a cache folder: which labels the masks hold, where nobody named them."""
+OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards", LABELS))
 """What a cache folder holds; `--overwrite` deletes nothing else."""
 SAID = 20
 """Refusals that are said one by one; the others are counted."""
@@ -115,6 +117,8 @@ def prep(
     settings, peak_bytes = completed(kind, settings, reader, given), peak_of(kind, settings)
     of_reader = given | kind.options(settings)
     cases = _cases(reader, data, of_reader)
+    noted = _noted(out)
+    settings = settled(kind, settings, reader, cases, given, noted)
     plans = kind.plans(settings, cases)
     kind.check(settings, origin, reader, plans, data)
     header = _header(settings, reader, plans, data, given) | kind.header(settings, reader, cases)
@@ -150,6 +154,8 @@ def prep(
     if overwrite and out.exists():
         shutil.rmtree(out)
     forget_others(out, cases)
+    if noted:
+        files.write_json(out / LABELS, noted)
     refused: list[str] = []
 
     def progress(done: int, total: int, case: str, status: str) -> None:
@@ -219,7 +225,9 @@ def require(result: PrepResult, max_bad: float) -> None:
 def _reader(name: str, data: Path, given: Mapping[str, Any]) -> ModuleType:
     """The reader of that name, or the one that it names for what lies there."""
     reader = find("data set", name, READERS)
-    return import_module(reader.module_for(data, given.get("labels"))) if hasattr(reader, "module_for") else reader
+    if not hasattr(reader, "module_for"):
+        return reader
+    return import_module(reader.module_for(data, given.get("labels"), given.get("masks")))
 
 
 def _count(cases: Iterable[Case]) -> int:
@@ -320,6 +328,14 @@ def _manifest(out: Path) -> dict[str, Any] | None:
         return files.read_sealed(out / "manifest.json") if (out / "manifest.json").exists() else None
     except IntegrityError:
         return None
+
+
+def _noted(out: Path) -> Noted:
+    """The labels that an earlier call found; a torn note is no note."""
+    try:
+        return dict(files.read_json(out / LABELS)) if (out / LABELS).exists() else {}
+    except (IntegrityError, TypeError, ValueError):
+        return {}
 
 
 def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:

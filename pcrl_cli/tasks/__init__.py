@@ -8,5 +8,6 @@ TASKS: dict[str, str] = {
     "lits": "pcrl_cli.tasks.lits",
     "brats": "pcrl_cli.tasks.brats",
     "chest": "pcrl_cli.tasks.chest",
+    "segment": "pcrl_cli.tasks.segment",
 }
 """Name -> module, imported on use."""
