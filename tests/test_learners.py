@@ -42,11 +42,17 @@ def options_of(name, variant, dim):
 
 
 METHOD_CASES = list(method_cases())
-TASK_CASES = [("task", name, None, f"{find('task', name, TASKS).DIM}d") for name in sorted(TASKS)]
+TASK_CASES = [
+    ("task", name, None, f"{dim}d")
+    for name in sorted(TASKS)
+    for dim in (2, 3)
+    if find("task", name, TASKS).DIM in (None, dim)
+]
 CASES = METHOD_CASES + TASK_CASES
+REGIONS = {"a": (1, 2), "b": (2,), "c": (3,)}
 STORED = {
-    "2d": Stored(2, 1, (1 / 255, 0.0), ("a", "b", "c")),
-    "3d": Stored(3, 1, TO_UNIT, ("one", "two", "three")),
+    "2d": Stored(2, 1, (1 / 255, 0.0), ("a", "b", "c"), REGIONS),
+    "3d": Stored(3, 1, TO_UNIT, ("one", "two", "three"), REGIONS),
     "brats": Stored(3, 4, TO_UNIT),
 }
 """What the cache holds, by dimension or by task."""
@@ -117,7 +123,11 @@ def batch_of(case):
         return {"image": image, "label": torch.tensor([[0, 1, -1], [1, 0, 0], [0, 0, 1], [-1, 1, 1]]).to(torch.int8)}
     if group(case) == "volumes":
         image = crops(4, stored_of(case).channels, 16, 24, 12)
-        return {"image": image, "mask": labels_of(image)}
+        mask = labels_of(image)
+        if case[3] == "2d":  # pictures are volumes of one slice
+            image, mask = crops(4, 1, 64, 48, 8)[..., 3:4], labels_of(crops(4, 1, 64, 48, 8)[..., 3:4])
+            image = ((image.int() + 1000) // 8).to(torch.int16)
+        return {"image": image, "mask": mask}
     locals_ = crops(4, 6, 1, 8, 8, 8)
     return {"globals": crops(4, 2, 1, 24, 16, 16), "locals_sub": locals_, "locals_multi": locals_.flip(1)}
 

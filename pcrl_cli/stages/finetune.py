@@ -151,7 +151,7 @@ def _finetune(
     """One rank's part. What can be refused is refused before the run's folder is made."""
     listener = listener if world.talks else Listener()
     module = find("task", settings.task, TASKS)
-    path = cache or workspace.find_cache(module.DIM, module.GROUP, settings.task)
+    path = cache or workspace.find_cache(module.DIM, module.GROUP, getattr(module, "DATA_SET", settings.task))
     opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)

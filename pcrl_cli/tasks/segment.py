@@ -13,6 +13,8 @@ ARRAYS = ("image", "mask")
 CROP_PLAN = WholeVolumes
 METRIC = "dice"
 DIM = None
+DATA_SET = "folder"
+"""Whose cache is taken where several fit."""
 REGIONS = None
 """The cache's."""
 BOX_FROM_TRUTH = None

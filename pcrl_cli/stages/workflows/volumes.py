@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,12 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
             f"none of the {len(cases)} labelled training volumes of {work.cache.path} has foreground, so there is nothing "
             "to learn; raise --ratio or prepare more scans"
         )
+    work.settings.learner.window_of(_dim(work))  # a wrong one is told before training
     crop = _stored_size(work.settings.learner.crop_of(_dim(work)))
     shapes = [work.cache.records[case]["arrays"][GROUP]["image"]["shape"][1:] for case in cases]
     small = sum(any(n < size for n, size in zip(shape, crop, strict=True)) for shape in shapes)
-    return {"volumes": len(cases), "without foreground": len(empty), "smaller than a crop, padded": small}
+    unit = "pictures" if _dim(work) == 2 else "volumes"
+    return {unit: len(cases), "without foreground": len(empty), "smaller than a crop, padded": small}
 
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> VolumeCrops:
@@ -237,7 +239,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
     return Scores(
         metrics=_metrics(work, scored, names),
         headline="dice",
-        counts=_counts(scored),
+        counts=_counts(scored, _dim(work)),
         csv=_csv(scored, _unit(work)),
         details={
             "window": list(config.window_of(_dim(work))),
@@ -250,7 +252,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
             "empty": {name: _empty(scored, name) for name in names},
             "padded": [s.case for s in scored if s.padded],
         },
-        notes=[*_notes(scored, names), *([IN_PIXELS] if _dim(work) == 2 else [])],
+        notes=[*_notes(scored, names, _dim(work)), *([IN_PIXELS] if _dim(work) == 2 else [])],
         sections=_sections(work, scored, names),
     )
 
@@ -397,10 +399,15 @@ def _metrics(work: Work, scored: Sequence[CaseScores], names: Sequence[str]) -> 
     return metrics
 
 
-def _counts(scored: Sequence[CaseScores]) -> dict[str, int]:
+def _many(dim: int) -> str:
+    """What cases are called."""
+    return "pictures" if dim == 2 else "scans"
+
+
+def _counts(scored: Sequence[CaseScores], dim: int) -> dict[str, int]:
     empty = sum(all(a.true_ml == 0 for a in s.regions.values()) for s in scored)
     return {
-        "scans": len(scored),
+        _many(dim): len(scored),
         "without foreground": empty,
         "smaller than a window, padded": sum(s.padded for s in scored),
     }
@@ -416,16 +423,18 @@ def _empty(scored: Sequence[CaseScores], name: str) -> dict[str, int]:
     }
 
 
-def _notes(scored: Sequence[CaseScores], names: Sequence[str]) -> list[str]:
+def _notes(scored: Sequence[CaseScores], names: Sequence[str], dim: int) -> list[str]:
     notes = []
     for name in names:
         empty = _empty(scored, name)
         if any(empty.values()):
             said = ", ".join(f"{n} {what}" for what, n in empty.items() if n)
-            notes.append(f"{name} of {len(scored)} scans: {said}; such scans count as the policy for empty masks says")
+            notes.append(
+                f"{name} of {len(scored)} {_many(dim)}: {said}; such {_many(dim)} count as the policy for empty masks says"
+            )
     padded = sum(s.padded for s in scored)
     if padded:
-        notes.append(f"{padded} of {len(scored)} scans are smaller than a window and were padded")
+        notes.append(f"{padded} of {len(scored)} {_many(dim)} are smaller than a window and were padded")
     return notes
 
 
@@ -472,6 +481,8 @@ def _draw(
     if dim == 2:
         truth, predicted = truth.transpose(0, 2, 1, 3), predicted.transpose(0, 2, 1, 3)
     found = overlays.slices_of(look, truth, predicted, native.spacing)
+    if dim == 2:
+        found = [replace(s, says=f"{case}, all of the picture") for s in found]
     path = _overlay_path(out, case)
     with files.blame_machine(path):
         path.parent.mkdir(parents=True, exist_ok=True)
