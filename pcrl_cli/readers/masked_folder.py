@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.data.labelled import Volumes, require_same_grid
@@ -147,7 +150,7 @@ def channels_of(found: Mapping[str, Path], modalities: Sequence[str] | None, cas
         return {}
     name, path = next(iter(found.items()))
     ending = suffix(path)
-    stem = path.name[: -len(ending) or None].removesuffix(f"_{name}")
+    stem = path.name[: -len(ending) or None][: -len(name) - 1]
     return {channel: found.get(channel, path.with_name(f"{stem}_{channel}{ending}")) for channel in modalities}
 
 
@@ -193,5 +196,5 @@ def _is_mask(path: Path, root: Path, masks: Path) -> bool:
     return not (folder.is_below(root, masks) and folder.is_below(path, root)) or folder.is_mask(path)
 
 
-def _with(grid: Volume, array: object) -> Volume:
-    return replace(grid, array=array)  # type: ignore[arg-type]
+def _with(grid: Volume, labels: UInt8[np.ndarray, "x y z"]) -> Volume:
+    return replace(grid, array=labels.astype(np.int16))

@@ -221,7 +221,7 @@ def parsed(given: str | Path | Mapping[str, Sequence[int]]) -> Regions:
 
 def _read(given: str | Path) -> Mapping[Any, Any]:
     text = str(given)
-    if "=" in text and not Path(text).is_file():
+    if "=" in text:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         names = [name.strip() for name, _, _ in pairs]
         if len(set(names)) < len(names):

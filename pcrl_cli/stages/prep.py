@@ -118,7 +118,11 @@ def prep(
     of_reader = given | kind.options(settings)
     cases = _cases(reader, data, of_reader)
     noted = _noted(out)
+    if given.get("masks") is not None and given.get("regions") is None:
+        listener.say(f"looking through the masks of {_count(cases)} {kind.UNIT} for their labels")
     settings = settled(kind, settings, reader, cases, given, noted)
+    if regions := getattr(settings, "regions", None):
+        listener.say(f"regions: {', '.join(regions)}")
     plans = kind.plans(settings, cases)
     kind.check(settings, origin, reader, plans, data)
     header = _header(settings, reader, plans, data, given) | kind.header(settings, reader, cases)
