@@ -159,6 +159,8 @@ def prep(
         shutil.rmtree(out)
     forget_others(out, cases)
     if noted:
+        with files.blame_machine(out):
+            out.mkdir(parents=True, exist_ok=True)
         files.write_json(out / LABELS, noted)
     refused: list[str] = []
 
