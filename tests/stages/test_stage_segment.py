@@ -1,6 +1,7 @@
 """One's own scans and pictures with masks, from a folder to masks of new ones: CT, MR of several channels, 2D."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from functools import cache
@@ -100,10 +101,10 @@ PREP = {
 REGIONS = {"ct": ["organ", "lesion"], "mr": ["lesion", "organ"], "2d": ["10", "255"]}
 
 
-def layers(kind: str, steps=8, **more):
+def layers(kind: str, steps=16, **more):
     crop = [32, 32] if kind == "2d" else [16, 16, 16]
     learner = {"crop": crop, "overlap": 0.25} | more.pop("learner", {})
-    train = {"steps": steps, "batch": 2, "lr": 1e-2, "optimiser": "adam"} | more.pop("train", {})
+    train = {"steps": steps, "batch": 2, "lr": 5e-2, "optimiser": "adam"} | more.pop("train", {})
     size = {"width": 2} if kind == "2d" else {"width": 2, "poolings": 2}
     return settings(**size, learner=learner, train=train, **more)
 
@@ -195,7 +196,8 @@ def test_the_chain_learns_and_scores_every_case_by_region(chain):
 
 
 def test_what_is_predicted_is_what_was_evaluated(chain):
-    rows = {row["case"]: row for row in csv.DictReader(chain.evaluated.predictions.open(encoding="utf-8"))}
+    table = io.StringIO(chain.evaluated.predictions.read_text("utf-8"))
+    rows = {row["case"]: row for row in csv.DictReader(table)}
     m = chain.cache.manifest
     regions, values = m["regions"], {int(label): int(code) for code, label in m["label_values"].items()}
     assert chain.predicted.made == sorted(rows)
@@ -348,7 +350,7 @@ def test_other_tasks_and_other_caches_are_refused_in_words(ct, flat, tmp_path):
     with pytest.raises(ConfigError, match="whose labels are not those of the task lits; give --task segment"):
         finetune(named, task="lits", workspace=Workspace(tmp_path), layers=layers("ct"))
     with pytest.raises(ConfigError, match="are of liver, and the task segment is of organ, lesion"):
-        evaluate(ct.tuned.run, named, workspace=ct.workspace, split="all")
+        evaluate(ct.tuned.run, named, workspace=ct.workspace)
     with pytest.raises(ConfigError, match=r"learner.crop is 16x16x16, and the images have 2 axes"):
         finetune(
             flat.cache.path,
