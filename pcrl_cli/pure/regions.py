@@ -41,7 +41,8 @@ def masks_of(labels: UInt8[np.ndarray, "*s"], regions: Mapping[str, Sequence[int
     for mask, parts in zip(found, regions.values(), strict=True):
         belongs = np.zeros(256, dtype=bool)
         belongs[list(parts)] = True
-        np.take(belongs, labels, out=mask)
+        for i, plane in enumerate(labels):  # an index takes 8 bytes a voxel
+            mask[i] = belongs[plane]
     return found
 
 
@@ -60,7 +61,7 @@ def decided(
     found = probability > threshold
     if exclude is None or not exclude.any():
         return found
-    several = found.sum(axis=0) > 1
+    several = found.sum(axis=0, dtype=np.uint8) > 1
     if several.any():
         p, taken = probability[:, several], found[:, several]  # r m
         kept = taken.copy()
