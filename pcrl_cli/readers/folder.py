@@ -30,7 +30,7 @@ MASKED, MASKED_IMAGES = "pcrl_cli.readers.masked_folder", "pcrl_cli.readers.mask
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
 _PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
-_MASK = re.compile(r"([_-]seg|segmentation|masks?|labels?)$", re.IGNORECASE)
+_MASK = re.compile(r"((^|[_-])seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

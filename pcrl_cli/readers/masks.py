@@ -1,8 +1,9 @@
 """Masks beside one's own scans or pictures: which belongs to which, and what their labels are called.
 
 A mask belongs to the scan of the same path below its own folder, without the ending and without `_seg`, `-mask`, `_label`
-and the like; else to the only scan of its name, wherever both lie. Where no path fits, every sub-folder of the masks' folder
-holds one region (liver/case.nii.gz, tumour/case.nii.gz), and regions may overlap.
+and the like. Where no path fits, these are tried in turn: every sub-folder holds one region (liver/case.nii.gz,
+tumour/case.nii.gz), and regions may overlap; a name that one scan and one mask have; a folder a case, with its mask or one
+mask a region.
 
 Regions by name are lists of labels (`WT=1+2+4,TC=1+4,ET=4`). A cache holds 8 bits a voxel: labels as they are in the files
 where they fit, else numbered in their order; of sub-folders one bit a region.
@@ -62,8 +63,17 @@ def pair(scans: Sequence[str], folder: Path, wanted: Callable[[Path], bool], end
     if not single:
         layers = _layers(scans, found)
         if layers:
-            return _of_layers(scans, found, layers, folder, ending)
+            return _of_layers(scans, found, layers, lambda layer, scan: folder / layer / f"{scan}{ending}")
         single = _by_name(scans, found)
+    if not single:
+        places = _by_folder(scans, found)
+        if any(len(masks) > 1 for _, masks in places.values()):
+            names = sorted({name for _, masks in places.values() for name in masks})
+            layers = {name: {s: masks[name] for s, (_, masks) in places.items() if name in masks} for name in names}
+            return _of_layers(
+                scans, found, layers, lambda layer, scan: folder / places.get(scan, (scan, {}))[0] / f"{layer}{ending}"
+            )
+        single = {scan: next(iter(masks.values())) for scan, (_, masks) in places.items()}
     if not single:
         some = f" ({next(iter(found))}, ...)" if found else ""
         raise DataError(
@@ -125,6 +135,26 @@ def _by_name(scans: Sequence[str], found: Mapping[str, Path]) -> dict[str, str]:
     return {scan: mask_of[stem] for scan, stem in last.items() if of_scans[stem] == 1 and stem in mask_of}
 
 
+def _by_folder(scans: Sequence[str], found: Mapping[str, Path]) -> dict[str, tuple[str, dict[str, str]]]:
+    """Scan -> the folder of its masks and these by their own names: a folder called as the scan, or the folder of the scan
+    where no other scan is in it.
+    """
+    inside: dict[str, dict[str, str]] = {}
+    for name in found:
+        place, _, last = name.rpartition("/")
+        if place:
+            inside.setdefault(place, {})[_SUFFIX.sub("", last)] = name
+    beside = Counter(scan.rpartition("/")[0] for scan in scans)
+    result = {}
+    for scan in scans:
+        above = scan.rpartition("/")[0]
+        for place in (_CHANNEL.sub("", scan), *([above] if beside[above] == 1 else [])):
+            if place in inside:
+                result[scan] = (place, inside[place])
+                break
+    return result
+
+
 def _layers(scans: Sequence[str], found: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """Sub-folder -> scan -> mask, of the sub-folders that have masks of scans."""
     inside: dict[str, dict[str, Path]] = {}
@@ -137,19 +167,24 @@ def _layers(scans: Sequence[str], found: Mapping[str, Path]) -> dict[str, dict[s
 
 
 def _of_layers(
-    scans: Sequence[str], found: Mapping[str, Path], layers: Mapping[str, dict[str, str]], folder: Path, ending: str
+    scans: Sequence[str],
+    found: Mapping[str, Path],
+    layers: Mapping[str, dict[str, str]],
+    missing: Callable[[str, str], Path],
 ) -> Paired:
+    """layers: region -> scan -> mask. missing: where the mask of a region and a scan would be."""
     if len(layers) > MAX_FOLDERS:
         raise DataError(
-            f"{folder} has sub-folders of {len(layers)} regions, and {MAX_FOLDERS} can overlap in one cache: join regions that "
-            "do not overlap into masks of several labels, or give fewer."
+            f"there are masks of {len(layers)} regions ({', '.join(list(layers)[:3])}, ...), each in files of its own, and "
+            f"{MAX_FOLDERS} can overlap in one cache: join regions that do not overlap into masks of several labels, or give "
+            "fewer."
         )
     names = {layer: safe_name(layer) for layer in layers}
     if len(set(names.values())) < len(names):
-        raise DataError(f"sub-folders of {folder} have names that differ in signs only: rename one of them.")
+        raise DataError(f"the regions {', '.join(names)} have names that differ in signs only: rename one of them.")
     files = {
         scan: {
-            f"{OF_REGION}{names[layer]}": found[pairs[scan]] if scan in pairs else folder / layer / f"{scan}{ending}"
+            f"{OF_REGION}{names[layer]}": found[pairs[scan]] if scan in pairs else missing(layer, scan)
             for layer, pairs in layers.items()
         }
         for scan in scans
@@ -263,7 +298,7 @@ def regions_for(
     if layers:
         if given is not None:
             raise ConfigError(
-                "--regions is for masks of several labels; here the sub-folders name the regions: leave it out"
+                "--regions is for masks of several labels; here folders or files name the regions: leave it out"
             )
         return {name: tuple(n for n in range(1, 2 ** len(layers)) if n >> k & 1) for k, name in enumerate(layers)}
     if given is not None:
@@ -353,7 +388,7 @@ def joined(masks: Mapping[str, tuple[Num[np.ndarray, "*s"], str]], regions: Regi
         found = sorted(labels_in(array, source))
         if len(found) > 1:
             raise DataError(
-                f"{source} holds the labels {found[0]} and {found[1]}, and a mask in a sub-folder is of one region, 0 and one "
+                f"{source} holds the labels {found[0]} and {found[1]}, and a mask beside those of other regions is 0 and one "
                 "other value: correct it or leave the case out.",
                 slug="bad_values",
             )

@@ -77,6 +77,15 @@ def test_masks_may_lie_beside_the_scans_or_in_a_folder_below_them(tmp_path):
     assert ids(tmp_path / "two", tmp_path / "two/truth") == [("a", {"mask": "a.nii.gz"})]
 
 
+def test_a_folder_a_case_may_hold_scan_and_mask(tmp_path):
+    for case in "pq":
+        scan(tmp_path / case / "ct.nii.gz")
+        mask(tmp_path / case / "seg.nii.gz")
+    found = masked_folder.cases(tmp_path, tmp_path)
+    assert [c.id for c in found] == ["p-ct", "q-ct"]
+    assert [c.files["mask"] for c in found] == [tmp_path / "p/seg.nii.gz", tmp_path / "q/seg.nii.gz"]
+
+
 def test_the_scans_may_lie_below_the_folder_of_masks(tmp_path):
     scan(tmp_path / "images/a.nii.gz")
     mask(tmp_path / "a.nii.gz")

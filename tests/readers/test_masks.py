@@ -87,8 +87,21 @@ def test_a_single_sub_folder_of_equal_names_is_a_region_too(tmp_path):
     assert paired(tmp_path, ["a"], "liver/a.nii.gz")[0] == {"a": {"mask/liver": "liver/a.nii.gz"}}
 
 
+def test_a_folder_a_case_holds_its_mask_or_one_a_region(tmp_path):
+    beside = paired(tmp_path / "1", ["p/ct", "q/ct"], "p/mask.nii.gz", "q/segmentation.nii.gz")[0]
+    assert beside == {"p/ct": {MASK: "p/mask.nii.gz"}, "q/ct": {MASK: "q/segmentation.nii.gz"}}
+    files, lonely = paired(
+        tmp_path / "2", ["p", "q"], "p/liver.nii.gz", "p/lesion_mask.nii.gz", "q/liver.nii.gz", "r/x.nii.gz"
+    )
+    assert files["p"] == {"mask/lesion": "p/lesion_mask.nii.gz", "mask/liver": "p/liver.nii.gz"}
+    assert files["q"] == {"mask/lesion": "q/lesion.nii.gz", "mask/liver": "q/liver.nii.gz"}  # the first is not there
+    assert lonely == ("r/x",)
+    with pytest.raises(DataError, match="has the name of a scan"):  # whose of the two is it
+        paired(tmp_path / "3", ["p/a", "p/b"], "p/mask.nii.gz")
+
+
 def test_more_sub_folders_than_a_cache_has_bits_are_refused(tmp_path):
-    with pytest.raises(DataError, match="8 regions, and 7 can overlap"):
+    with pytest.raises(DataError, match=r"8 regions \(r0, r1, r2, ...\), each in files of its own, and 7 can overlap"):
         paired(tmp_path, ["a"], *(f"r{i}/a.nii.gz" for i in range(8)))
 
 
@@ -156,7 +169,7 @@ def test_every_label_that_is_found_is_a_region_unless_regions_are_given():
 
 def test_sub_folders_name_the_regions_and_nothing_else_does():
     assert regions_for([case("mask/a", "mask/b")], None, set) == {"a": (1, 3), "b": (2, 3)}
-    with pytest.raises(ConfigError, match="the sub-folders name the regions"):
+    with pytest.raises(ConfigError, match="folders or files name the regions"):
         regions_for([case("mask/a", "mask/b")], "a=1", set)
 
 
@@ -199,5 +212,7 @@ def test_masks_of_one_region_each_are_joined_so_that_each_comes_back():
     back = masks_of(stored, stored_regions(regions))
     for found, mask in zip(back, masks.values(), strict=True):
         np.testing.assert_array_equal(found, mask > 0)
-    with pytest.raises(DataError, match="m holds the labels 1 and 2, and a mask in a sub-folder is of one region"):
+    with pytest.raises(
+        DataError, match="m holds the labels 1 and 2, and a mask beside those of other regions is 0 and one"
+    ):
         joined({"a": (np.array([[1, 2]]), "m"), "b": (np.array([[0, 1]]), "n")}, {"a": (1, 3), "b": (2, 3)})
