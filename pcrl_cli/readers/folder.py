@@ -3,12 +3,12 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pcrl_cli.core.case import Case
-from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.image_io import PLAIN, dicom_facts
@@ -24,8 +24,8 @@ CLASSES: tuple[str, ...] = ()
 MODALITY = "ct"  # unless `--modality mr` says otherwise
 IMAGES = "pcrl_cli.readers.image_folder"
 """Reads such folders of radiographs."""
-MASKED, MASKED_IMAGES = "pcrl_cli.readers.masked_folder", "pcrl_cli.readers.masked_images"
-"""Read volumes and pictures with masks beside them."""
+WITH_MASKS = "pcrl_cli.readers.masked_folder"
+"""Reads the same scans with masks."""
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
@@ -34,7 +34,7 @@ _MASK = re.compile(r"((^|[_-])seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Found:
+class _Found:
     """A scan: the name that its id is made of, what to read, its path below the root, its PatientID if DICOM."""
 
     name: str
@@ -43,34 +43,20 @@ class Found:
     patient: str | None = None
 
 
-def module_for(root: Path, labels: Path | None = None, masks: Path | None = None) -> str:
+def module_for(root: Path, labels: Path | None = None) -> str:
     """The module that reads what lies below `root`: this one volumes, `image_folder` radiographs.
 
     A table of labels is for radiographs; else PNG and JPEG files say that it is they, and volume files the contrary. DICOM
-    files are radiographs where the first one's modality is theirs (CR, DX, MG, ...). With a folder of masks, which is not
-    looked at, `masked_folder` and `masked_images` are meant.
+    files are radiographs where the first one's modality is theirs (CR, DX, MG, ...).
 
     Raises:
-        ConfigError: both labels and masks. DataError: no folder, nothing in it, or pictures and volumes side by side.
+        DataError: no folder, nothing in it, or pictures and volumes side by side.
     """
     root = require_folder(root, f"{_WHAT} or radiographs")
-    if masks is not None:
-        if labels is not None:
-            raise ConfigError(
-                "--labels and --masks make two caches, one to classify and one to segment; give one of them"
-            )
-        return MASKED_IMAGES if _holds_pictures(root, masks) else MASKED
     if labels is not None:
         return IMAGES
-    return IMAGES if _holds_pictures(root) else __name__
-
-
-def _holds_pictures(root: Path, but: Path | None = None) -> bool:
-    """Whether pictures lie there, and not volumes; `but`: a folder below that is passed over."""
     picture, volume, dicom = None, None, None
     for folder, names in walk_files(root):
-        if but is not None and is_below(folder, but) and not is_below(root, but):
-            continue
         for name in names:
             if suffix(folder / name) in SUFFIXES:
                 volume = volume or folder / name
@@ -88,12 +74,7 @@ def _holds_pictures(root: Path, but: Path | None = None) -> bool:
             f"{root} holds pictures ({picture.relative_to(root)}) and volumes ({volume.relative_to(root)}), which no one "
             "cache can hold: put them into two folders, or list the pictures in a table for --labels."
         )
-    return picture is not None
-
-
-def is_below(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or lies below it, wherever links lead."""
-    return path.resolve().is_relative_to(folder.resolve())
+    return IMAGES if picture else __name__
 
 
 def cases(root: Path, patients: Path | None = None) -> list[Case]:
@@ -109,15 +90,10 @@ def cases(root: Path, patients: Path | None = None) -> list[Case]:
         DataError: no folder, nothing in it, no scan, or a malformed table.
     """
     root = require_folder(root, _WHAT)
-    found = list(find_scans(root))
+    found = list(_find(root))
     if not found:
         masks = " but files that are named like masks" if _masks(root) else ""
         raise DataError(f"{root} holds no scan{masks}: put {_WHAT} there, or give --data DIR.")
-    return as_cases(found, patients)
-
-
-def as_cases(found: Sequence[Found], patients: Path | None = None) -> list[Case]:
-    """Scans with their ids and patients, sorted by id; see `cases`."""
     names = [_plain_id(scan.name) for scan in found]
     count = Counter(name.lower() for name in names)
     ids = [
@@ -141,18 +117,13 @@ def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None) -> 
             f"{len(masks)} files are named like masks and were passed over ({masks[0]}{', ...' * (len(masks) > 1)}); "
             "rename those that are scans"
         )
-    return said + of_one_patient(cases)
-
-
-def of_one_patient(cases: Iterable[Case]) -> list[str]:
-    """A sentence, if all scans are of one patient."""
     people = Counter(case.patient for case in cases)
-    if len(people) != 1 or people.total() == 1:
-        return []
-    return [
-        f"all {people.total()} scans are of one patient ({next(iter(people))!r}), so all are in one part of the "
-        "split; if they are not, say which is whose with --patients"
-    ]
+    if len(people) == 1 and people.total() > 1:
+        said.append(
+            f"all {people.total()} scans are of one patient ({next(iter(people))!r}), so all are in one part of the "
+            "split; if they are not, say which is whose with --patients"
+        )
+    return said
 
 
 def read(case: Case) -> Volume:
@@ -169,40 +140,38 @@ def files(case: Case) -> list[Path]:
     return volume_files(case.path)
 
 
-def find_scans(root: Path) -> Iterator[Found]:
-    """Every scan below the root; files that are named like masks are none."""
+def _find(root: Path) -> Iterator[_Found]:
     for here, names in walk_files(root):
         others = []
         for name in names:
             path = here / name
             if suffix(path) not in SUFFIXES:
                 others.append(path)
-            elif not is_mask(path):
+            elif not _is_mask(path):
                 where = path.relative_to(root).as_posix()
-                yield Found(where[: -len(suffix(path))], path, where)
+                yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):
             yield from _find_series(here, here.relative_to(root).as_posix())
 
 
-def _find_series(folder: Path, where: str) -> Iterator[Found]:
+def _find_series(folder: Path, where: str) -> Iterator[_Found]:
     name = folder.name if where == "." else where
     series = dicom_series(folder)
     for uid, files in series.items():
         patient = dicom_patient(files[0])
         if len(series) == 1:
-            yield Found(name, folder, where, patient)
+            yield _Found(name, folder, where, patient)
         else:
-            yield Found(f"{name}/{uid}", files[0], where, patient)
+            yield _Found(f"{name}/{uid}", files[0], where, patient)
 
 
 def _masks(root: Path) -> list[str]:
     """The image files that are named like masks, by their paths below the root."""
     paths = (here / name for here, names in walk_files(root) for name in names)
-    return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and is_mask(path)]
+    return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and _is_mask(path)]
 
 
-def is_mask(path: Path) -> bool:
-    """Whether an image file is named like a mask."""
+def _is_mask(path: Path) -> bool:
     return bool(_MASK.search(path.name[: -len(suffix(path))]))
 
 
@@ -212,3 +181,8 @@ def _plain_id(name: str) -> str:
 
 def _hashed(plain: str, unique: str) -> str:
     return f"{plain[:_LONGEST_ID]}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
+
+
+def is_mask(path: Path) -> bool:
+    """Whether an image file is named like a mask, and so is no scan."""
+    return _is_mask(path)

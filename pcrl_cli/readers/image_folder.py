@@ -25,6 +25,8 @@ CLASSES: tuple[str, ...] = ()  # those of the table: see `classes`
 MODALITY = "xray"
 KIND = "images"
 OPTIONS = ("labels", "patients")
+WITH_MASKS = "pcrl_cli.readers.masked_images"
+"""Reads the same pictures with masks."""
 
 _WHAT = "radiographs (PNG, JPEG or single DICOM files)"
 _PATH, _PATIENT, _LABEL = "path", "patient", "label"
@@ -43,7 +45,7 @@ def cases(root: Path, labels: Path | None = None, patients: Path | None = None) 
         DataError: no folder, no picture, or a malformed table.
     """
     root = require_folder(root, _WHAT)
-    there = pictures_below(root)
+    there = _pictures(root)
     if not there:
         raise DataError(f"{root} holds no picture: put {_WHAT} there, or give --data DIR.")
     known = _labelled(Path(labels)) if labels else dict.fromkeys(there, ("", ()))
@@ -52,7 +54,7 @@ def cases(root: Path, labels: Path | None = None, patients: Path | None = None) 
     whose = patients_by(Path(patients), (_PATH,), set(there)) if patients else {}
     return shards.shards(
         [
-            ImageRef(name, whose.get(name) or patient or patient_of(there[name]) or name, there[name], label)
+            ImageRef(name, whose.get(name) or patient or _patient(there[name]) or name, there[name], label)
             for name, (patient, label) in known.items()
             if name in there
         ],
@@ -83,7 +85,7 @@ def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None, patie
     """Sentences that the user should read: unlisted pictures, classes that nobody has, all of one patient."""
     said, refs = [], [ref for case in cases for ref in case.images]
     if labels is not None:
-        unlisted = pictures_below(Path(root)).keys() - _labelled(Path(labels)).keys()
+        unlisted = _pictures(Path(root)).keys() - _labelled(Path(labels)).keys()
         if unlisted:
             said.append(f"{len(unlisted)} pictures are not in {labels} (the first: {min(unlisted)}) and were left out")
         said += shards.empty_classes(cases, classes(labels))
@@ -106,7 +108,7 @@ def absent_rows(
     return {Path(labels).name: len(_labelled(Path(labels)).keys() - here)}
 
 
-def pictures_below(root: Path) -> dict[str, Path]:
+def _pictures(root: Path) -> dict[str, Path]:
     """The files named like pictures, and DICOM files without an ending, by their paths below the root."""
     return {
         (folder / name).relative_to(root).as_posix(): folder / name
@@ -116,7 +118,7 @@ def pictures_below(root: Path) -> dict[str, Path]:
     }
 
 
-def patient_of(path: Path) -> str:
+def _patient(path: Path) -> str:
     """The PatientID of a DICOM file; empty for others."""
     return "" if path.suffix.lower() in PLAIN else dicom_facts(path)[0]
 

@@ -21,9 +21,12 @@ from pcrl_cli.readers.masks import (
     OF_REGION,
     Regions,
     encoded,
+    ids,
+    is_below,
     joined,
     labels_in,
     masks_of,
+    of_one_patient,
     pair,
     require_masks,
     said_of,
@@ -58,30 +61,35 @@ def cases(
         DataError: no folder, no scan, no mask of a scan, two of one; a malformed table.
     """
     root, masks = require_folder(root, _WHAT), Path(masks)
-    found = scans(root, masks)
+    found = scans(root, masks, patients)
     if not found:
         raise DataError(f"{root} holds no scan outside {masks}: put {_WHAT} there, or give --data DIR.")
     channels = _channels(found, modalities) if modalities else {}
     if modalities:
-        found = [replace(scan, name=name) for name, scan in _firsts(channels).items()]
-    paired = pair([scan.name for scan in found], masks, lambda path: _is_mask(path, root, masks), ".nii.gz")
-    by_path = {scan.path: scan.name for scan in found}
-    return [
-        replace(
-            case,
-            files={
-                **channels_of(channels.get(by_path[case.path], {}), modalities, case),
-                **paired.files[by_path[case.path]],
-            },
-        )
-        for case in folder.as_cases(found, patients)
-    ]
+        found = _joined(found, channels)
+    paired = pair(list(found), masks, lambda path: _is_mask(path, root, masks), ".nii.gz")
+    return sorted(
+        (
+            replace(case, files={**_in_order(channels.get(name, {}), modalities), **paired.files[name]})
+            for name, case in found.items()
+        ),
+        key=lambda case: case.id,
+    )
 
 
-def scans(root: Path, masks: Path) -> list[folder.Found]:
-    """What lies below the root, but for what lies below the folder of masks if that is another."""
-    apart = not folder.is_below(root, masks)
-    return [scan for scan in folder.find_scans(root) if not (apart and folder.is_below(scan.path, masks))]
+def scans(root: Path, masks: Path, patients: Path | None = None) -> dict[str, Case]:
+    """What lies below the root, but for what lies below the folder of masks if that is another: path without ending -> case."""
+    apart = not is_below(root, masks)
+    listed = [case for case in folder.cases(root, patients) if not (apart and is_below(case.path, masks))]
+    return {_name(case, root): case for case in listed}
+
+
+def _name(case: Case, root: Path) -> str:
+    """The path of a scan's file below the root without its ending, or of a DICOM series' folder."""
+    if case.path == root:  # one series in the root itself
+        return root.resolve().name
+    where = case.path.relative_to(root).as_posix()
+    return where if case.path.is_dir() else where[: -len(suffix(case.path)) or None]
 
 
 def read(case: Case, regions: Regions) -> Volumes:
@@ -134,9 +142,9 @@ def remarks(
     """Sentences that the user should read: scans without masks, masks without scans, DICOM series all of one patient."""
     listed, where = list(cases), Path(masks)
     found = scans(Path(root), where)
-    names = list(_firsts(_channels(found, modalities))) if modalities else [scan.name for scan in found]
+    names = list(_channels(found, modalities) if modalities else found)
     lonely = pair(names, where, lambda path: _is_mask(path, Path(root), where), ".nii.gz").lonely
-    return [*said_of(lonely, listed, where), *folder.of_one_patient(listed)]
+    return [*said_of(lonely, listed, where), *of_one_patient(listed)]
 
 
 def images_of(case: Case) -> dict[str, Path]:
@@ -144,8 +152,8 @@ def images_of(case: Case) -> dict[str, Path]:
     return {name: path for name, path in case.files.items() if name not in masks_of(case)} or {"": case.path}
 
 
-def channels_of(found: Mapping[str, Path], modalities: Sequence[str] | None, case: Case) -> dict[str, Path]:
-    """The files of a case's channels in their order; of what is missing the name that it would have."""
+def _in_order(found: Mapping[str, Path], modalities: Sequence[str] | None) -> dict[str, Path]:
+    """The files of a case's channels in the order of these; of what is missing the name that it would have."""
     if not modalities:
         return {}
     name, path = next(iter(found.items()))
@@ -166,25 +174,29 @@ def chosen(modalities: Sequence[str] | None) -> tuple[str, ...] | None:
     return names or None
 
 
-def _channels(found: Sequence[folder.Found], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
+def _channels(found: Mapping[str, Case], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
     """Case -> channel -> file, of the files that end in `_CHANNEL`; a case has one file a channel."""
     result: dict[str, dict[str, Path]] = {}
-    for scan in found:
+    for name, case in found.items():
         for channel in modalities:
-            if scan.name.lower().endswith(f"_{channel.lower()}"):
-                result.setdefault(scan.name[: -len(channel) - 1], {})[channel] = scan.path
+            if name.lower().endswith(f"_{channel.lower()}"):
+                result.setdefault(name[: -len(channel) - 1], {})[channel] = case.path
     if not result:
         raise DataError(
-            f"no scan ends in {' or '.join(f'_{name}' for name in modalities)} ({found[0].name}, ...): name channels as "
+            f"no scan ends in {' or '.join(f'_{name}' for name in modalities)} ({next(iter(found))}, ...): name channels as "
             "the files do with --modalities, or leave it out."
         )
     return result
 
 
-def _firsts(channels: Mapping[str, Mapping[str, Path]]) -> dict[str, folder.Found]:
-    """A case's first file, as the scan that stands for it."""
-    paths = {name: next(iter(files.values())) for name, files in channels.items()}
-    return {name: folder.Found(name, path, name) for name, path in paths.items()}
+def _joined(found: Mapping[str, Case], channels: Mapping[str, Mapping[str, Path]]) -> dict[str, Case]:
+    """One case of all its channels: that of its first file, with the patient that this has if anybody named one."""
+    of_path = {case.path: case for case in found.values()}
+    firsts = [of_path[next(iter(paths.values()))] for paths in channels.values()]
+    return {
+        name: replace(case, id=own, patient=case.patient if case.patient != case.id else own)
+        for name, case, own in zip(channels, firsts, ids(list(channels)), strict=True)
+    }
 
 
 def _is_mask(path: Path, root: Path, masks: Path) -> bool:
@@ -193,7 +205,7 @@ def _is_mask(path: Path, root: Path, masks: Path) -> bool:
         return False
     if root.resolve() == masks.resolve():
         return folder.is_mask(path)
-    return not (folder.is_below(root, masks) and folder.is_below(path, root)) or folder.is_mask(path)
+    return not (is_below(root, masks) and is_below(path, root)) or folder.is_mask(path)
 
 
 def _with(grid: Volume, labels: UInt8[np.ndarray, "x y z"]) -> Volume:

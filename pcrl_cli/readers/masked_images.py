@@ -1,26 +1,27 @@
 """One's own radiographs or other pictures with masks: PNG, JPEG and DICOM files, and a PNG mask of each (see `masks`)."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from pcrl_cli.core.case import Case
+from pcrl_cli.core.case import Case, ImageRef
 from pcrl_cli.core.errors import DataError
-from pcrl_cli.readers import folder
+from pcrl_cli.readers import folder, image_folder
 from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.image_folder import patient_of, pictures_below
 from pcrl_cli.readers.image_io import PLAIN, Picture, read_labels, read_whole
 from pcrl_cli.readers.masks import (
     MASK,
     OF_REGION,
     Regions,
     encoded,
+    ids,
+    is_below,
     joined,
     labels_in,
     masks_of,
+    of_one_patient,
     pair,
     require_masks,
     said_of,
@@ -47,22 +48,35 @@ def cases(root: Path, masks: Path, regions: object = None, patients: Path | None
         DataError: no folder, no picture, no mask of a picture, two of one; a malformed table.
     """
     root, masks = require_folder(root, _WHAT), Path(masks)
-    found = pictures(root, masks)
+    found = pictures(root, masks, patients)
     if not found:
         raise DataError(f"{root} holds no picture outside {masks}: put {_WHAT} there, or give --data DIR.")
-    paired = pair([picture.name for picture in found], masks, lambda path: _is_mask(path, root, masks), ".png")
-    name_of = {picture.path: picture.name for picture in found}
-    return [replace(case, files=paired.files[name_of[case.path]]) for case in folder.as_cases(found, patients)]
+    paired = pair(list(found), masks, lambda path: _is_mask(path, root, masks), ".png")
+    listed = [
+        Case(own, ref.patient, ref.path, files=paired.files[name])
+        for own, (name, ref) in zip(ids(list(found)), found.items(), strict=True)
+    ]
+    return sorted(listed, key=lambda case: case.id)
 
 
-def pictures(root: Path, masks: Path) -> list[folder.Found]:
-    """What lies below the root, but for what lies below the folder of masks, or beside the pictures is named like masks."""
-    apart = not folder.is_below(root, masks)
-    found = []
-    for where, path in sorted(pictures_below(root).items()):
-        if (apart and folder.is_below(path, masks)) or (not apart and folder.is_mask(path)):
+def pictures(root: Path, masks: Path, patients: Path | None = None) -> dict[str, ImageRef]:
+    """What lies below the root, but for what lies below the folder of masks, or beside the pictures is named like masks: path
+    without ending -> picture.
+
+    Raises:
+        DataError: two differ in their endings only.
+    """
+    apart = not is_below(root, masks)
+    found: dict[str, ImageRef] = {}
+    for ref in (ref for case in image_folder.cases(root, patients=patients) for ref in case.images):
+        if (apart and is_below(ref.path, masks)) or (not apart and folder.is_mask(ref.path)):
             continue
-        found.append(folder.Found(where[: -len(suffix(path)) or None], path, where, patient_of(path) or None))
+        name = ref.id[: -len(suffix(ref.path)) or None]
+        if name in found:
+            raise DataError(
+                f"{found[name].path} and {ref.path} differ in their endings only: rename or remove one of them."
+            )
+        found[name] = ref
     return found
 
 
@@ -104,9 +118,9 @@ def remarks(
 ) -> list[str]:
     """Sentences that the user should read: pictures without masks, masks without pictures, all of one patient."""
     listed, where, root = list(cases), Path(masks), Path(root)
-    names = [picture.name for picture in pictures(root, where)]
+    names = list(pictures(root, where))
     lonely = pair(names, where, lambda path: _is_mask(path, root, where), ".png").lonely
-    return [*said_of(lonely, listed, where, "pictures"), *folder.of_one_patient(listed)]
+    return [*said_of(lonely, listed, where, "pictures"), *of_one_patient(listed, "pictures")]
 
 
 def _is_mask(path: Path, root: Path, masks: Path) -> bool:
@@ -115,4 +129,4 @@ def _is_mask(path: Path, root: Path, masks: Path) -> bool:
         return False
     if root.resolve() == masks.resolve():
         return folder.is_mask(path)
-    return not (folder.is_below(root, masks) and folder.is_below(path, root)) or folder.is_mask(path)
+    return not (is_below(root, masks) and is_below(path, root)) or folder.is_mask(path)

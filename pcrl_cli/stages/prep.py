@@ -234,7 +234,12 @@ def _reader(name: str, data: Path, given: Mapping[str, Any]) -> ModuleType:
     reader = find("data set", name, READERS)
     if not hasattr(reader, "module_for"):
         return reader
-    return import_module(reader.module_for(data, given.get("labels"), given.get("masks")))
+    if given.get("labels") is not None and given.get("masks") is not None:
+        raise ConfigError("--labels and --masks make two caches, one to classify and one to segment; give one of them")
+    found = import_module(reader.module_for(data, given.get("labels")))
+    if given.get("masks") is None:
+        return found
+    return import_module(found.WITH_MASKS)
 
 
 def _count(cases: Iterable[Case]) -> int:

@@ -169,10 +169,8 @@ def test_a_mask_of_four_axes_and_an_unknown_label_are_refused(tmp_path):
 def test_the_folder_reader_leaves_masks_to_the_right_module(tmp_path):
     scan(tmp_path / "s/a.nii.gz")
     mask(tmp_path / "s/m/a.nii.gz")
-    assert folder.module_for(tmp_path / "s", None, tmp_path / "s/m") == masked_folder.__name__
     assert folder.module_for(tmp_path / "s") == folder.__name__
-    with pytest.raises(ConfigError, match="--labels and --masks"):
-        folder.module_for(tmp_path / "s", tmp_path / "t.csv", tmp_path / "s/m")
-    mask(tmp_path / "t/a_mask.nii.gz")
+    assert masked_folder.__name__ == folder.WITH_MASKS
+    mask(tmp_path / "t/m/a.nii.gz")
     with pytest.raises(DataError, match="holds no scan outside"):
-        masked_folder.cases(tmp_path / "t", tmp_path / "t")
+        masked_folder.cases(tmp_path / "t", tmp_path / "t/m")

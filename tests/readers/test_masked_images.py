@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pcrl_cli.core.errors import DataError
-from pcrl_cli.readers import folder, masked_images
+from pcrl_cli.readers import folder, image_folder, masked_images
 from pcrl_cli.readers.image_io import read_image, read_labels, read_whole, write_labels, write_png
 
 REGIONS = {"a": (1, 2), "b": (2,)}
@@ -33,7 +33,8 @@ def test_pictures_and_masks_are_paired_and_read_in_all_their_pixels(tmp_path):
     picture(tmp_path / "s/b.jpg")
     wanted = mask(tmp_path / "m/p/a_mask.png")
     mask(tmp_path / "m/b.png")
-    assert folder.module_for(tmp_path / "s", None, tmp_path / "m") == masked_images.__name__
+    assert masked_images.__name__ == image_folder.WITH_MASKS
+    assert folder.module_for(tmp_path / "s") == image_folder.__name__
     cases = masked_images.cases(tmp_path / "s", tmp_path / "m")
     assert [case.id for case in cases] == ["b", "p-a"]
     found, labels = masked_images.read(cases[1], REGIONS)
@@ -116,3 +117,23 @@ def test_a_picture_without_a_mask_is_refused_by_name_and_said(tmp_path):
         masked_images.read(cases[1], REGIONS)
     said = masked_images.remarks(tmp_path / "s", cases, tmp_path / "m")
     assert [text[:8] for text in said] == ["1 pictur", "1 masks "]
+
+
+def test_patients_are_those_of_a_cache_of_the_same_pictures(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"s/{name}.png")
+        mask(tmp_path / f"m/{name}.png")
+    plain = [ref.patient for case in image_folder.cases(tmp_path / "s") for ref in case.images]
+    assert [case.patient for case in masked_images.cases(tmp_path / "s", tmp_path / "m")] == plain
+    (tmp_path / "p.csv").write_text("path,patient\na.png,x\nb.png,x\n", encoding="utf-8")
+    cases = masked_images.cases(tmp_path / "s", tmp_path / "m", patients=tmp_path / "p.csv")
+    assert {case.patient for case in cases} == {"x"}
+    assert "are of one patient" in masked_images.remarks(tmp_path / "s", cases, tmp_path / "m")[-1]
+
+
+def test_pictures_that_differ_in_their_endings_only_are_refused(tmp_path):
+    picture(tmp_path / "s/a.png")
+    picture(tmp_path / "s/a.jpg")
+    mask(tmp_path / "m/a.png")
+    with pytest.raises(DataError, match="differ in their endings only"):
+        masked_images.cases(tmp_path / "s", tmp_path / "m")
