@@ -449,3 +449,19 @@ finetune: {{width: 2, learner: {{crop: [32, 32]}}, train: {{steps: 2, batch: 2}}
     )
     result = make_table(spec, workspace=Workspace(tmp_path))
     assert not result.failed
+
+
+@pytest.mark.real
+def test_real_tumours_are_the_same_by_their_own_reader_and_as_ones_own(real_data, tmp_path):
+    """A BraTS patient: two sequences and a mask beside them, three nested regions."""
+    raw = real_data / "BraTS/HGG"
+    two = {"modalities": ["flair", "t1ce"]}
+    own = prep("brats", data=raw, out=tmp_path / "brats", layers=settings(**two), jobs=1, limit=1)
+    options = {"masks": raw, "regions": "WT=1+2+3+4,TC=1+3+4,ET=4"}
+    mr = settings(prepare={"modality": "mr"}, **two)
+    made = prep("folder", data=raw, out=tmp_path / "folder", options=options, layers=mr, jobs=1, limit=1)
+    one, other = open_cache(own.cache), open_cache(made.cache)
+    for name in ("image", "mask", "native_mask", "box", "grid", "native"):
+        found = [c.read_box(c.cases()[0], "volumes", name) for c in (one, other)]
+        np.testing.assert_array_equal(*found)
+    assert one.manifest["classes"] == other.manifest["classes"]
