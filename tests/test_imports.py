@@ -32,7 +32,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 SIBLINGS = {  # what a file may import of its own folder, where that is not everything
     "methods": frozenset[str](),
     "tasks": frozenset({"base", "findings"}),
-    "readers": frozenset({"volume_io", "headers", "image_io", "label_table", "shards", "tables"}),
+    "readers": frozenset(
+        {"volume_io", "headers", "image_io", "label_table", "shards", "tables", "masks", "folder", "image_folder"}
+    ),
 }
 NAMES_ONLY = frozenset({"methods", "tasks", "readers"})  # cli reads their lists of names, nothing below
 ONLY_IN = {  # library -> files or folders of the package

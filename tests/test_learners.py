@@ -45,9 +45,10 @@ METHOD_CASES = list(method_cases())
 DIMS = {name: find("task", name, TASKS).DIM for name in sorted(TASKS)}
 TASK_CASES = [("task", name, None, f"{n}d") for name, dim in DIMS.items() for n in ([dim] if dim else [2, 3])]
 CASES = METHOD_CASES + TASK_CASES
+REGIONS = {"a": (1, 2), "b": (2,), "c": (3,)}
 STORED = {
-    "2d": Stored(2, 1, (1 / 255, 0.0), ("a", "b", "c")),
-    "3d": Stored(3, 1, TO_UNIT, ("one", "two", "three")),
+    "2d": Stored(2, 1, (1 / 255, 0.0), ("a", "b", "c"), REGIONS),
+    "3d": Stored(3, 1, TO_UNIT, ("one", "two", "three"), REGIONS),
     "brats": Stored(3, 4, TO_UNIT),
 }
 """What the cache holds, by dimension or by task."""
@@ -121,7 +122,11 @@ def batch_of(case):
         return {"image": crops(4, 1, 24, 20, 28) if case[3] == "3d" else films(), "label": label}
     if group(case) == "volumes":
         image = crops(4, stored_of(case).channels, 16, 24, 12)
-        return {"image": image, "mask": labels_of(image)}
+        mask = labels_of(image)
+        if case[3] == "2d":  # pictures are volumes of one slice
+            image, mask = crops(4, 1, 64, 48, 8)[..., 3:4], labels_of(crops(4, 1, 64, 48, 8)[..., 3:4])
+            image = ((image.int() + 1000) // 8).to(torch.int16)
+        return {"image": image, "mask": mask}
     locals_ = crops(4, 6, 1, 8, 8, 8)
     return {"globals": crops(4, 2, 1, 24, 16, 16), "locals_sub": locals_, "locals_multi": locals_.flip(1)}
 

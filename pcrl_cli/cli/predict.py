@@ -14,7 +14,7 @@ SHOWN = 20
 
 @console.command
 def command(
-    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of lits, brats, classify or chest")],
+    run: Annotated[Path, typer.Argument(help="Fine-tuned run, of any task but luna")],
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -38,7 +38,7 @@ def command(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Predict new scans or images: a NIfTI mask in each input's own grid, or the classes' probabilities; predictions.csv."""
+    """Predict new images: a mask in each input's own grid, or the classes' probabilities, and predictions.csv."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
     number = console.choice("--precision", precision or "auto", ("auto", "fp32", "bf16"))
     if out is None:
@@ -61,7 +61,9 @@ def command(
     )
     found: dict[str, Any]
     if isinstance(result, PredictResult):
-        unit, found = "scans", {name: {f"{k} ml": v for k, v in ml.items()} for name, ml in result.volumes.items()}
+        unit = "scans"
+        found = {n: {f"{k} {result.unit}": v for k, v in sizes.items()} for n, sizes in result.volumes.items()}
+        found["labels"] = result.labels
     else:
         unit, found = "cases", dict(list(result.probabilities.items())[:SHOWN])
     rows = {

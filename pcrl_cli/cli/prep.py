@@ -37,6 +37,15 @@ def command(
     labels: Annotated[
         Path | None, typer.Option("--labels", help="CSV of a folder: path, patient, part, classes or label")
     ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Folder of a folder's masks, named as its scans or pictures")
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            "--regions", metavar="NAME=1+2,...|FILE", help="What the masks' labels are (default: each its own)"
+        ),
+    ] = None,
     uncertain: Annotated[
         str | None, typer.Option("--uncertain", metavar="zero|one|ignore", help="CheXpert's -1 (default: zero)")
     ] = None,
@@ -75,8 +84,7 @@ def command(
         pairs={"pairs": pairs} if pairs is not None else None,
         candidates={"negatives": negatives} if negatives is not None else None,
         modalities=[name.strip().lower() for name in modalities.split(",")] if modalities is not None else None,
-        intensity={"modality": console.choice("--modality", modality, ("ct", "mr"))} if modality else None,
-        size=size,
+        **_of_kind(modality and console.choice("--modality", modality, ("ct", "mr")), size, masks),
         aspect=console.choice("--aspect", aspect, ("stretch", "pad")) if aspect else None,
         uncertain=console.choice("--uncertain", uncertain, ("zero", "one", "ignore")) if uncertain else None,
         view=console.choice("--view", view, ("frontal", "lateral", "all")) if view else None,
@@ -92,7 +100,7 @@ def command(
         jobs=workers,
         limit=limit,
         shard=part,
-        options=console.given(patients=patients, candidates=candidates, labels=labels),
+        options=console.given(patients=patients, candidates=candidates, labels=labels, masks=masks, regions=regions),
         dry_run=dry_run,
         overwrite=overwrite,
         listener=console.Bars(quiet or json),
@@ -101,6 +109,14 @@ def command(
         return console.show_plan(result, json, quiet)
     console.show(result, as_json=json, quiet=quiet, rows=_rows(result), path=result.cache)
     require(result, max_bad)
+
+
+def _of_kind(modality: str | None, size: int | None, masks: Path | None) -> dict[str, Any]:
+    """Where the settings of a cache with masks, and of others, hold these two."""
+    if masks is None:
+        return {"intensity": {"modality": modality} if modality else None, "size": size}
+    prepare = {name: value for name, value in (("modality", modality), ("size", size)) if value}
+    return {"prepare": prepare or None}
 
 
 def _rows(result: Any) -> dict[str, Any]:

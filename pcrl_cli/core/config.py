@@ -37,6 +37,7 @@ GROUPS = frozenset(
         "candidates",
         "prepare",
         "modalities",
+        "regions",
         "volumes",
         "method",
         "dim",

@@ -1,7 +1,7 @@
 """The one protocol that the engine trains: a self-supervised method and a downstream task are both Learners."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -35,12 +35,14 @@ class Stored:
 
     dim: axes of an image. to_unit: (scale, offset) that bring stored values to [0, 1], or to what the task trains on.
     classes: names of the labels, in their order.
+    regions: of masks: the labels that make up each region, by its name.
     """
 
     dim: int
     channels: int
     to_unit: tuple[float, float]
     classes: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

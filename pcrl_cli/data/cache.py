@@ -3,6 +3,7 @@
     manifest.json       what was prepared, how, and every shard with its hash
     split.json          training, validation and test patients
     bad_cases.jsonl     scans that could not be used, one line each: {"case", "patient", "reason"}
+    labels.json         of masks whose regions nobody named: the labels of every file
     shards/CASE.h5      the arrays of one case (in 2D: of some thousand images); sealed: equal settings and scans give
                         equal bytes
     shards/CASE.json    its record: hash, size, source, settings, counts, shapes, the id of its voxels

@@ -37,10 +37,37 @@ class Agreement:
 
 def masks_of(labels: UInt8[np.ndarray, "*s"], regions: Mapping[str, Sequence[int]]) -> Bool[np.ndarray, "r *s"]:
     """A mask a region, true at the labels that make it up."""
-    found = np.zeros((len(regions), *labels.shape), dtype=bool)
+    found = np.empty((len(regions), *labels.shape), dtype=bool)
     for mask, parts in zip(found, regions.values(), strict=True):
-        for label in parts:
-            mask |= labels == label
+        belongs = np.zeros(256, dtype=bool)
+        belongs[list(parts)] = True
+        for i, plane in enumerate(labels):  # an index takes 8 bytes a voxel
+            mask[i] = belongs[plane]
+    return found
+
+
+def rivals(regions: Sequence[Sequence[int]]) -> Bool[np.ndarray, "r r"]:
+    """Which regions exclude each other: those without a common label, of which a voxel can be in one only."""
+    return np.array([[set(a).isdisjoint(b) for b in regions] for a in regions])
+
+
+def decided(
+    probability: Float[np.ndarray, "r *s"], threshold: float, exclude: Bool[np.ndarray, "r r"] | None = None
+) -> Bool[np.ndarray, "r *s"]:
+    """Where a region's probability exceeds the threshold and that of no rival is greater (of equal ones the first wins).
+
+    exclude: see `rivals`; None: every region is decided by itself.
+    """
+    found = probability > threshold
+    if exclude is None or not exclude.any():
+        return found
+    several = found.sum(axis=0, dtype=np.uint8) > 1
+    if several.any():
+        p, taken = probability[:, several], found[:, several]  # r m
+        kept = taken.copy()
+        for i, j in zip(*np.nonzero(exclude), strict=True):
+            kept[i] &= ~(taken[j] & ((p[j] > p[i]) | ((p[j] == p[i]) & (j < i))))
+        found[:, several] = kept
     return found
 
 

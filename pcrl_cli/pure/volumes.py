@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.plan import Drawn, Grid, Labelled
 from pcrl_cli.pure.crops import to_int16
+from pcrl_cli.pure.regions import decided
 
 CHUNK = (64, 64, 32)  # voxels (x, y, z) that are read in one piece, at most
 PADDED = 255
@@ -79,9 +80,15 @@ def sample_foreground(
 
 
 def to_native(
-    probability: Float[np.ndarray, "c x y z"], grid: Grid, native: Grid, threshold: float = 0.5
+    probability: Float[np.ndarray, "c x y z"],
+    grid: Grid,
+    native: Grid,
+    threshold: float = 0.5,
+    exclude: Bool[np.ndarray, "c c"] | None = None,
 ) -> Bool[np.ndarray, "c i j k"]:
     """Where a probability exceeds the threshold, on the grid of the scan's file (axes upright).
+
+    exclude: which regions exclude each other, see `pure.regions.decided`.
 
     The probabilities are interpolated linearly and then compared, which leaves a smoother surface than the nearest
     voxel's decision. Beyond the last voxel of the working grid its value is held, as `data.volume.resample` held the
@@ -94,22 +101,32 @@ def to_native(
         low, high, of_low, of_high = (part[k] for part in z)
         if of_low or of_high:
             plane = probability[..., low] * of_low + probability[..., high] * of_high
-            out[..., k] = _along(_along(plane, x, 1), y, 2) > threshold
+            out[..., k] = decided(_along(_along(plane, x, 1), y, 2), threshold, exclude)
     return out
 
 
 def label_map(masks: Bool[np.ndarray, "r *s"], regions: Sequence[tuple[int, ...]]) -> UInt8[np.ndarray, "*s"]:
-    """Nested regions, the outermost first, as the labels of a data set: BraTS' WT, TC, ET are 2, 1, 4.
+    """Regions that may overlap, as the labels of a data set: BraTS' WT, TC, ET are 2, 1, 4.
 
-    A region is painted over those before it with its first label that no later region has; so a voxel that is in an inner
-    region alone counts for the outer ones too.
+    A voxel gets the first label that belongs to exactly the regions that it is in. Where no label does, as of a voxel that
+    is in an inner region alone, it is that which leaves out the fewest of its regions, then that which adds the fewest.
 
-    regions: the labels that make up each.
+    regions: the labels that make up each; at most 64.
     """
     out = np.zeros(masks.shape[1:], np.uint8)
-    for k, (mask, labels) in enumerate(zip(masks, regions, strict=True)):
-        inner = {label for later in regions[k + 1 :] for label in later}
-        out[mask] = next(label for label in labels if label not in inner)
+    there = masks.any(axis=0)
+    key = np.zeros(np.count_nonzero(there), np.uint64)
+    for k, mask in enumerate(masks):
+        key |= mask[there].astype(np.uint64) << np.uint64(k)
+    patterns, which = np.unique(key, return_inverse=True)
+    labels = list(dict.fromkeys(label for members in regions for label in members))
+    belongs = {label: sum(1 << k for k, members in enumerate(regions) if label in members) for label in labels}
+
+    def nearest_label(pattern: int) -> int:
+        return min(labels, key=lambda n: ((pattern & ~belongs[n]).bit_count(), (belongs[n] & ~pattern).bit_count()))
+
+    if len(patterns):
+        out[there] = np.array([nearest_label(int(pattern)) for pattern in patterns], np.uint8)[which]
     return out
 
 

@@ -31,12 +31,14 @@ CLASSES: tuple[str, ...] = ()  # those of the table: see `classes`
 MODALITY = "ct"  # unless `--modality mr` says otherwise
 IMAGES = "pcrl_cli.readers.image_folder"
 """Reads such folders of radiographs."""
+WITH_MASKS = "pcrl_cli.readers.masked_folder"
+"""Reads the same scans with masks."""
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
 _LONGEST_ID = 120
 _KEYS = (PATH, CASE)
 _PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
-_MASK = re.compile(r"([_-]seg|segmentation|masks?|labels?)$", re.IGNORECASE)
+_MASK = re.compile(r"((^|[_-])seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -273,3 +275,8 @@ def _plain_id(name: str) -> str:
 
 def _hashed(plain: str, unique: str) -> str:
     return f"{plain[:_LONGEST_ID]}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
+
+
+def is_mask(path: Path) -> bool:
+    """Whether an image file is named like a mask, and so is no scan."""
+    return _is_mask(path)

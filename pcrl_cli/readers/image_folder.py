@@ -23,6 +23,8 @@ CLASSES: tuple[str, ...] = ()  # those of the table: see `classes`
 MODALITY = "xray"
 KIND = "images"
 OPTIONS = ("labels", "patients")
+WITH_MASKS = "pcrl_cli.readers.masked_images"
+"""Reads the same pictures with masks."""
 
 _WHAT = "radiographs (PNG, JPEG or single DICOM files)"
 

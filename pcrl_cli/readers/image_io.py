@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float32, Num, UInt8
 
 from pcrl_cli.core.errors import DataError, PcrlError, blame_reading
+from pcrl_cli.core.files import write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +60,51 @@ def read_image(path: Path, size: int, aspect: Aspect = "stretch") -> Picture:
     with _translated(path):
         grey = _decode(path, size) or _of_dicom(path)
         return Picture(_square(grey, size, aspect), _id_of(grey))
+
+
+def read_whole(path: Path) -> Picture:
+    """As `read_image`, in all of its pixels: (rows, columns)."""
+    with _translated(path):
+        grey = _decode(path, MAX_PIXELS) or _of_dicom(path)
+        return Picture(np.array(grey, np.uint8), _id_of(grey))
+
+
+def read_labels(path: Path) -> Num[np.ndarray, "rows columns"]:
+    """A mask as it is stored: whole numbers of 8 or 16 bits, or the numbers of a palette's colours.
+
+    Raises:
+        DataError: as `read_image`; the file is no PNG, or holds colours.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with _translated(path):
+        try:
+            image: Image.Image = Image.open(path, formats=("PNG",))
+        except UnidentifiedImageError:
+            raise DataError(f"{path} is no PNG, which masks have to be: convert it without loss.") from None
+        with image:
+            _check_size(path, *image.size)
+            image.load()
+            if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+                return np.array(image).astype(np.int32)
+            values = np.array(image)
+            colours = values[..., :3] if image.mode in ("RGB", "RGBA") else values[..., :1]  # without opacity
+            if (colours == colours[..., :1]).all():
+                return colours[..., 0].astype(np.int32)
+        raise DataError(f"{path} holds colours, and a mask holds the number of a label in every pixel: convert it.")
+
+
+def write_labels(mask: Num[np.ndarray, "rows columns"], path: Path) -> None:
+    """Writes a mask as a PNG of 8 bits, or of 16 where a label needs them; renamed into place when complete.
+
+    Raises:
+        MachineError: the disk is full or the place may not be written to.
+    """
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(mask.astype(np.uint8 if mask.max(initial=0) < 256 else np.uint16)).save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
 
 
 def dicom_facts(path: Path) -> tuple[str, str]:

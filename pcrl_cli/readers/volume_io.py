@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, Num, UInt8
+from jaxtyping import Float32, Float64, Int16, Num, UInt
 
 from pcrl_cli.core.errors import DataError, blame_reading
 from pcrl_cli.core.files import blame_machine, sync
@@ -159,8 +159,8 @@ def write_nifti(volume: Volume, path: Path) -> None:
     _write_nifti(volume.array, volume, path)
 
 
-def write_mask(mask: UInt8[np.ndarray, "i j k"], grid: Volume | Grid, path: Path) -> None:
-    """Writes a mask as .nii or .nii.gz of 8-bit integers with exactly a grid's geometry (NIfTI keeps it as float32).
+def write_mask(mask: UInt[np.ndarray, "i j k"], grid: Volume | Grid, path: Path) -> None:
+    """Writes a mask as .nii or .nii.gz of its own whole numbers with exactly a grid's geometry (NIfTI keeps it as float32).
 
     mask: axes as in the grid's own file, see `data.volume.as_filed`. Renamed into place when complete.
 

@@ -16,6 +16,7 @@ REGION_COLOURS = (SKY, ORANGE, PURPLE, GREEN)
 MISSED, INVENTED = VERMILION, BLUE
 MARKERS = "osD^"
 FILL = 0.45  # opacity of a mask over the image
+LEGEND = 8  # names a row
 NAMED = 40  # cases up to which each is named below the plot
 
 
@@ -174,7 +175,11 @@ def _legend(fig: Figure, regions: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     named = [*zip(regions, _colours(len(regions)), strict=True), ("missed", MISSED), ("invented", INVENTED)]
-    fig.legend(handles=[Patch(color=c, label=name) for name, c in named], loc="outside lower center", ncols=len(named))
+    fig.legend(
+        handles=[Patch(color=c, label=name) for name, c in named],
+        loc="outside lower center",
+        ncols=min(len(named), LEGEND),
+    )
 
 
 def _nothing(fig: Figure) -> None:

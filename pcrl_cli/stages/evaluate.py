@@ -13,7 +13,7 @@ from pcrl_cli.core.learner import Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
-from pcrl_cli.data.labelled import Preparation
+from pcrl_cli.data.pictures import preparation
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import Device, resolve_device
@@ -185,7 +185,8 @@ def load_task(run: Run, settings: FinetuneSettings, cache: Cache) -> Task:
     checkpoint = unseal(run.weights_path().parent)
     stored = training.stored(cache)
     learned = run.record.get("prepared", {}).get("classes") or stored.classes  # another cache may have other labels
-    stored = replace(stored, classes=tuple(learned))
+    regions = training.regions_in(run.record.get("prepared", {})) or stored.regions
+    stored = replace(stored, classes=tuple(learned), regions=regions)
     model = recorded_task(run, settings, stored)
     model.load_state_dict(checkpoint.model)
     return model
@@ -256,7 +257,7 @@ def _require_fitted_alike(learned: Mapping[str, Any], found: Mapping[str, Any], 
 
 
 def _require_prepared_alike(learned: Mapping[str, Any], found: Mapping[str, Any], cache: Cache) -> None:
-    saw, now = (Preparation.model_validate(values).of_images for values in (learned, found))
+    saw, now = (preparation(values).of_images for values in (learned, found))
     keys = sorted(key for key in saw.keys() | now.keys() if saw.get(key) != now.get(key))
     if keys:
         said = ", ".join(f"prepare.{key} {now.get(key)} instead of {saw.get(key)}" for key in keys)

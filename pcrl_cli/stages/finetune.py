@@ -158,7 +158,7 @@ def _finetune(
     """One rank's part. What can be refused is refused before the run's folder is made."""
     listener = listener if world.talks else Listener()
     module = find("task", settings.task, TASKS)
-    path = cache or workspace.find_cache(module.DIM, module.GROUP, settings.task)
+    path = cache or workspace.find_cache(module.DIM, module.GROUP, getattr(module, "DATA_SET", settings.task))
     opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
@@ -264,7 +264,7 @@ def _train(
     )
     if not can_validate:
         listener.warn(kept)
-    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings)):
+    with blame_memory(f"steps of {settings.train.batch} samples", device.type, _less(settings, architecture.dim)):
         outcome = trainer.fit()
     result = FinetuneResult(
         run=run.folder,
@@ -289,10 +289,12 @@ def _train(
     return result
 
 
-def _less(settings: FinetuneSettings) -> str:
+def _less(settings: FinetuneSettings, dim: int) -> str:
     """What to set when a step does not fit."""
     half = f"--batch {max(2, settings.train.batch // 2)}"
     crop = getattr(settings.learner, "crop", None)
+    if crop is None and hasattr(settings.learner, "crop_of"):
+        crop = settings.learner.crop_of(dim)
     smaller = [max(16, n // 2) for n in crop or ()]
     return half if crop is None else f"{half} or --set learner.crop=[{','.join(map(str, smaller))}]"
 

@@ -1,4 +1,4 @@
-"""Masks of new patients' scans, each in the grid of its own file; for runs that classify, see `PREDICTORS`."""
+"""Masks of new patients' scans and pictures, each in the grid of its own file; for runs that classify, see `PREDICTORS`."""
 
 import csv
 import io
@@ -21,6 +21,7 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.labelled import Imaged, Preparation, Volumes, prepare_images
+from pcrl_cli.data.pictures import PicturePreparation, preparation, prepare_picture
 from pcrl_cli.data.volume import Volume, as_filed
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
@@ -29,11 +30,13 @@ from pcrl_cli.pure.crops import to_int16
 from pcrl_cli.pure.volumes import label_map
 from pcrl_cli.readers.brats import find_sequences
 from pcrl_cli.readers.headers import suffix
+from pcrl_cli.readers.image_io import read_whole, write_labels
 from pcrl_cli.readers.tables import safe_name
 from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files, write_mask
 from pcrl_cli.stages.evaluate import settings_of
 from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.results import Result
+from pcrl_cli.stages.training import regions_in
 from pcrl_cli.stages.weights import unfinished
 from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config, native_regions
 from pcrl_cli.tasks import TASKS
@@ -55,7 +58,8 @@ class Tried(Protocol):
 class PredictResult(Result):
     """Where the masks are. made, skipped: cases of this call; failed: inputs that could not be used, and why.
 
-    volumes: millilitres by case and region, of every case of the folder.
+    volumes: by case and region, of every case of the folder, in `unit`: millilitres, or pixels of a picture.
+    labels: which regions each number in a mask stands for.
     """
 
     schema_name: ClassVar[str] = "pcrl.predict/1"
@@ -68,6 +72,8 @@ class PredictResult(Result):
     failed: dict[str, str]
     files: dict[str, Path]
     volumes: dict[str, dict[str, float]]
+    unit: str
+    labels: dict[str, str]
     seconds: dict[str, float]
     notes: list[str]
 
@@ -93,52 +99,89 @@ class PredictLabelsResult(Result):
 
 @dataclass(frozen=True)
 class New:
-    """A new case: the images to read by channel name; given: the input as it was named, for messages."""
+    """A new case: the images to read by channel name; given: the input as it was named, for messages.
+
+    flat: a picture, which is a file of its own.
+    """
 
     name: str
     given: str
     images: Mapping[str, Path]
+    flat: bool = False
 
     @property
     def source(self) -> list[dict[str, Any]]:
         """What it is recognised by when the command runs again."""
-        found = [(path, path.stat()) for image in self.images.values() for path in volume_files(image)]
+        paths = [path for image in self.images.values() for path in ([image] if self.flat else volume_files(image))]
+        found = [(path, path.stat()) for path in paths]
         return [{"path": str(path.resolve()), "size": s.st_size, "mtime_ns": s.st_mtime_ns} for path, s in found]
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fine-tuned network and how its images were prepared."""
+    """A fine-tuned network and how its images were prepared.
+
+    regions: the labels of each, as they are stored; values: what a file holds for these, where it is another number.
+    """
 
     module: ModuleType
     task: Task
     config: Any
-    how: Preparation
+    how: Preparation | PicturePreparation
     channels: tuple[str, ...]
+    regions: Mapping[str, tuple[int, ...]]
+    values: Mapping[int, int]
     device: torch.device
     autocast: bool
 
+    @property
+    def flat(self) -> bool:
+        """Whether it is of pictures."""
+        return isinstance(self.how, PicturePreparation)
+
+    @property
+    def unit(self) -> str:
+        return "px" if self.flat else "ml"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The regions of each number in a mask."""
+        stored = sorted({label for labels in self.regions.values() for label in labels})
+        return {
+            str(self.values.get(n, n)): " + ".join(name for name, labels in self.regions.items() if n in labels)
+            for n in stored
+        }
+
     def __call__(self, case: New) -> tuple[np.ndarray, Volume, dict[str, float], list[str]]:
-        """The label map in the axes of the file, the file's grid, millilitres by region, and remarks."""
-        volumes = Volumes(tuple(read_volume(case.images[name]) for name in self.channels), self.channels)
-        imaged, notes = prepare_images(volumes, self.how, identify=False), []
-        notes += _doubts(case, imaged, self.how)
-        filed = replace(volumes.images[0], array=np.zeros((2, 2, 2), np.int16))  # the geometry, without its voxels
-        shape = volumes.images[0].array.shape
+        """The label map in the axes of the file, the file's grid, the size of each region, and remarks."""
+        imaged, filed, shape = self._image(case)
+        notes = _doubts(case, imaged, self.how, self.module)
         stored, grid, native = to_int16(imaged.image), imaged.grid, imaged.native
-        del volumes, imaged
+        del imaged
         regions = self._regions(stored, grid, native)
-        labels = label_map(regions, list(self.module.REGIONS.values()))
-        ml = float(np.prod(native.spacing)) / 1000
-        sizes = {name: float(np.isin(labels, members).sum()) * ml for name, members in self.module.REGIONS.items()}
-        mask = np.ascontiguousarray(as_filed(labels, filed.direction))
+        labels = label_map(regions, list(self.regions.values()))
+        one = 1.0 if self.flat else float(np.prod(native.spacing)) / 1000
+        sizes = {name: float(np.isin(labels, members).sum()) * one for name, members in self.regions.items()}
+        mask = np.ascontiguousarray(as_filed(_valued(labels, self.values), filed.direction))
         assert mask.shape == shape
         return mask, filed, sizes, notes
+
+    def _image(self, case: New) -> tuple[Imaged, Volume, tuple[int, ...]]:
+        """The images as they were prepared for training, the file's geometry without its voxels, and its shape."""
+        nothing = np.zeros((2, 2, 2), np.int16)
+        if isinstance(self.how, PicturePreparation):
+            picture = read_whole(case.images[self.channels[0]])
+            imaged = prepare_picture(picture.pixels, self.how, case.given)
+            place = imaged.native
+            return imaged, Volume(nothing, place.spacing, place.origin, place.direction, case.given), place.shape
+        volumes = Volumes(tuple(read_volume(case.images[name]) for name in self.channels), self.channels)
+        imaged, first = prepare_images(volumes, self.how, identify=False), volumes.images[0]
+        return imaged, replace(first, array=nothing), first.array.shape
 
     def _regions(self, stored: np.ndarray, grid: Grid, native: Grid) -> np.ndarray:
         with tf32(False):  # the same numbers on every card
             found = self.task.infer(torch.from_numpy(stored), self.config, self.autocast)  # type: ignore[operator]
-        return native_regions(found.float().numpy(), grid, native, self.config, self.module.REGIONS)
+        return native_regions(found.float().numpy(), grid, native, self.config, self.regions)
 
 
 def predict(
@@ -153,16 +196,17 @@ def predict(
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> PredictResult | PredictLabelsResult:
-    """Writes `out/CASE_pred.nii.gz` for every input, and `out/predictions.csv`.
+    """Writes `out/CASE_pred.nii.gz` (of a picture: .png) for every input, and `out/predictions.csv`.
 
     A mask has exactly the geometry of its input: probabilities are brought linearly from the working grid to the file's
     and compared with the threshold there. LiTS: 1 is liver. BraTS: 2 oedema, 1 the rest of the core, 4 enhancing tumour.
+    One's own: the labels of the masks that were learned from.
 
     Args:
         run: fine-tuned for segmentation; of a run that classifies see `stages.predict_labels.predict_labels`, which is
             called then and gives a `PredictLabelsResult`.
         inputs: image files (NIfTI, MHD, NRRD) or folders of one DICOM series; for tasks of several sequences, folders
-            with CASE_flair.nii.gz and so on.
+            with CASE_flair.nii.gz and so on; for a network of pictures, their files.
         modalities: one more case, its files by sequence.
         layers: `learner.*` settings of inference: window, windows, overlap, tta, threshold, largest_component.
         overwrite: predict again what is there; masks of another run or of other settings are deleted.
@@ -189,11 +233,11 @@ def predict(
         return labels
     if module.GROUP != "volumes":
         raise ConfigError(
-            f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats"
+            f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits, brats or segment"
         )
     predictor = load(opened, settings, module, layers, resolve_device(device), autocast)
-    cases, failed = new_cases(inputs, modalities or {}, predictor.channels)
-    book = Book.open(out, _facts(opened, predictor), overwrite)
+    cases, failed = new_cases(inputs, modalities or {}, predictor.channels, predictor.flat)
+    book = Book.open(out, _facts(opened, predictor), overwrite, ".png" if predictor.flat else ".nii.gz")
     made, skipped, notes = list[str](), list[str](), unfinished(run)
     listener.begin("predicting", len(cases), "scans")
     try:
@@ -208,7 +252,7 @@ def predict(
         listener.end()
     for text in [*notes, *(f"left out {name}: {reason}" for name, reason in failed.items())]:
         listener.warn(text)
-    book.write_table(tuple(module.REGIONS))
+    book.write_table(tuple(predictor.regions), predictor.unit)
     rows = book.cases
     return PredictResult(
         run=run,
@@ -220,6 +264,8 @@ def predict(
         failed=failed,
         files={name: out / row["file"] for name, row in rows.items()},
         volumes={name: row["ml"] for name, row in rows.items()},
+        unit=predictor.unit,
+        labels=predictor.labels,
         seconds={name: row["seconds"] for name, row in rows.items()},
         notes=notes,
     )
@@ -278,13 +324,16 @@ def load(
         ConfigError: training never came to weights; a setting that is not one of inference.
     """
     prepared = prepared_by(run)
-    how = Preparation.model_validate(prepared["settings"]["prepare"])
-    stored = Stored(3, prepared["channels"], how.to_unit, tuple(prepared["classes"]))
+    how, learned = preparation(prepared["settings"]["prepare"]), regions_in(prepared)
+    stored = Stored(prepared.get("dim", 3), prepared["channels"], how.to_unit, tuple(prepared["classes"]), learned)
     checkpoint = unseal(run.weights_path().parent)
     task = recorded_task(run, settings, stored)
     task.load_state_dict(checkpoint.model)
     config = _config(settings, layers)
-    return Predictor(module, task.to(device).eval(), config, how, tuple(prepared["channel_names"]), device, autocast)
+    values = {int(code): int(label) for code, label in prepared.get("label_values", {}).items()}
+    channels = tuple(prepared.get("channel_names", ("picture",)))
+    regions = module.REGIONS or learned
+    return Predictor(module, task.to(device).eval(), config, how, channels, regions, values, device, autocast)
 
 
 def prepared_by(run: Run) -> dict[str, Any]:
@@ -317,9 +366,23 @@ def _facts(run: Run, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _doubts(case: New, imaged: Imaged, how: Preparation) -> list[str]:
+def _valued(labels: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
+    """Stored labels as the data set's files hold them, in as few bits as these need."""
+    if not values:
+        return labels
+    table = np.arange(256)
+    table[list(values)] = list(values.values())
+    out = np.empty(labels.shape, np.min_scalar_type(max(values.values())))
+    for i, plane in enumerate(labels):  # an index takes 8 bytes a voxel
+        out[i] = table[plane]
+    return out
+
+
+def _doubts(case: New, imaged: Imaged, how: Preparation | PicturePreparation, module: ModuleType) -> list[str]:
     """Sentences on images that can be used and may not be what they should be."""
     image = imaged.image
+    if module.REGIONS is None and how.modality != "ct":
+        return []  # nobody knows what one's own images look like
     if how.modality == "ct" and float(image.min()) >= 0:
         return [f"{case.given} holds no value under 0, which CT in HU does; check that its values are HU"]
     if how.modality == "mr" and image[0].size > 0.9 * np.prod(imaged.native.shape) and (image != 0).mean() > 0.9:
@@ -331,9 +394,9 @@ def _doubts(case: New, imaged: Imaged, how: Preparation) -> list[str]:
 
 
 def new_cases(
-    inputs: Sequence[Path], modalities: Mapping[str, Path], channels: tuple[str, ...]
+    inputs: Sequence[Path], modalities: Mapping[str, Path], channels: tuple[str, ...], flat: bool = False
 ) -> tuple[list[New], dict[str, str]]:
-    """The cases that the inputs name, and those inputs that name none with the reason.
+    """The cases that the inputs name, and those inputs that name none with the reason. flat: they are pictures.
 
     Raises:
         UsageError: no input, two of one name, or a modality that the network does not see.
@@ -341,9 +404,11 @@ def new_cases(
     cases, failed = list[New](), dict[str, str]()
     for path in inputs:
         try:
-            cases.append(_case(Path(path), channels))
+            cases.append(_picture(Path(path), channels) if flat else _case(Path(path), channels))
         except DataError as error:
             failed[str(path)] = str(error)
+    if modalities and flat:
+        raise UsageError("the network sees pictures, each a file of its own; name the files and leave --modality out")
     if modalities:
         cases.append(_named(modalities, channels))
     if not cases and not failed:
@@ -352,8 +417,8 @@ def new_cases(
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UsageError(
-                f"{cases[names.index(name)].given} and {cases[i].given} would both become {name}_pred.nii.gz; "
-                "predict them into different folders"
+                f"{cases[names.index(name)].given} and {cases[i].given} would both become {name}_pred"
+                f"{'.png' if flat else '.nii.gz'}; predict them into different folders"
             )
     return cases, failed
 
@@ -365,7 +430,7 @@ def _case(path: Path, channels: tuple[str, ...]) -> New:
     if not path.exists():
         raise DataError(f"{path} is not there: check the path")
     name = safe_name(path.resolve().name[: -len(suffix(path)) or None] if path.is_file() else path.resolve().name)
-    found = find_sequences(path) if path.is_dir() else {}
+    found = (find_sequences(path) | _channels_in(path, channels)) if path.is_dir() else {}
     if all(channel in found for channel in channels):
         return New(name, str(path), {channel: found[channel] for channel in channels})
     if len(channels) == 1 and not found:
@@ -379,6 +444,34 @@ def _case(path: Path, channels: tuple[str, ...]) -> New:
     raise DataError(
         f"{path} holds no image of {lacking} (CASE_NAME.nii.gz): add it, or give --modality NAME=FILE for each"
     )
+
+
+def _channels_in(folder: Path, channels: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a case's folder that end in `_CHANNEL`, of several channels.
+
+    Raises:
+        DataError: two end alike.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if len(channels) > 1 else ():
+        stem = path.name[: -len(suffix(path)) or None].lower()
+        for channel in channels:
+            if suffix(path) in SUFFIXES and stem.endswith(f"_{channel.lower()}"):
+                if channel in found:
+                    raise DataError(f"{found[channel]} and {path} are both {channel}: one folder holds one case")
+                found[channel] = path
+    return found
+
+
+def _picture(path: Path, channels: tuple[str, ...]) -> New:
+    """Raises:
+    DataError: it is not there, or a folder.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, and a picture is a file: name the files, such as {path}/*.png")
+    if not path.exists():
+        raise DataError(f"{path} is not there: check the path")
+    return New(safe_name(path.name[: -len(suffix(path)) or None]), str(path), {channels[0]: path}, flat=True)
 
 
 def _named(modalities: Mapping[str, Path], channels: tuple[str, ...]) -> New:
@@ -406,9 +499,10 @@ class Book:
     out: Path
     facts: dict[str, Any]
     cases: dict[str, dict[str, Any]]
+    ending: str = ".nii.gz"
 
     @classmethod
-    def open(cls, out: Path, facts: dict[str, Any], overwrite: bool) -> "Book":
+    def open(cls, out: Path, facts: dict[str, Any], overwrite: bool, ending: str = ".nii.gz") -> "Book":
         """Raises:
         ConfigError: the folder's predictions are of other weights or settings. IntegrityError: its record is torn.
         MachineError: it cannot be made.
@@ -419,17 +513,17 @@ class Book:
             out.mkdir(parents=True, exist_ok=True)
             files.remove_leftovers(out)
         if not (out / RECORD).exists():
-            return cls(out, facts, {})
+            return cls(out, facts, {}, ending)
         try:
             record = files.read_json(out / RECORD)
         except IntegrityError as error:
             if overwrite:
-                return cls(out, facts, {})
+                return cls(out, facts, {}, ending)
             raise IntegrityError(f"{out / RECORD} is torn; predict again with --overwrite") from error
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ConfigError(f"{out / RECORD} is of another schema than {SCHEMA}; choose another --out")
         if record["facts"] == facts:
-            return cls(out, facts, record["cases"])
+            return cls(out, facts, record["cases"], ending)
         if overwrite:
             with files.blame_machine(out):
                 for row in record["cases"].values():  # of another network: nobody may take them for this one's
@@ -437,7 +531,7 @@ class Book:
                         (out / Path(row["file"]).name).unlink(missing_ok=True)
                 for name in (TABLE, RECORD):
                     (out / name).unlink(missing_ok=True)
-            return cls(out, facts, {})
+            return cls(out, facts, {}, ending)
         raise ConfigError(
             f"{out} holds predictions of another run or with other settings; choose another --out, or --overwrite"
         )
@@ -445,14 +539,17 @@ class Book:
     def has(self, case: New) -> bool:
         """Whether the case was predicted from these files, and the mask is there as it was written."""
         row = self.cases.get(case.name)
-        path = self.out / f"{case.name}_pred.nii.gz"
+        path = self.out / f"{case.name}_pred{self.ending}"
         return (
             row is not None and row["source"] == case.source and path.is_file() and path.stat().st_size == row["bytes"]
         )
 
     def write(self, case: New, mask: np.ndarray, grid: Grid, ml: dict[str, float], seconds: float) -> None:
-        path = self.out / f"{case.name}_pred.nii.gz"
-        write_mask(mask, grid, path)
+        path = self.out / f"{case.name}_pred{self.ending}"
+        if self.ending == ".png":
+            write_labels(mask[..., 0], path)
+        else:
+            write_mask(mask, grid, path)
         self.cases[case.name] = {
             "file": path.name,
             "input": case.given,
@@ -466,11 +563,11 @@ class Book:
     def save(self) -> None:
         files.write_json(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
 
-    def write_table(self, regions: tuple[str, ...]) -> None:
+    def write_table(self, regions: tuple[str, ...], unit: str = "ml") -> None:
         """One row a case of the folder."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", *(f"{name}_ml" for name in regions), "file", "input", "seconds"])
+        writer.writerow(["case", *(f"{name}_{unit}" for name in regions), "file", "input", "seconds"])
         for name, row in sorted(self.cases.items()):
             writer.writerow(
                 [name, *(row["ml"][region] for region in regions), row["file"], row["input"], row["seconds"]]

@@ -23,11 +23,14 @@ from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import forget_others, images_in, read_split
 from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
-from pcrl_cli.stages.kinds import PrepSettings, completed, kind_of, peak_of
+from pcrl_cli.readers.masks import MASK
+from pcrl_cli.stages.kinds import Noted, PrepSettings, completed, kind_of, peak_of, settled
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
 
-OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards"))
+LABELS = "labels.json"
+"""In a cache folder: which labels the masks hold, where nobody named them."""
+OF_A_CACHE = frozenset(("manifest.json", "split.json", "bad_cases.jsonl", "shards", LABELS))
 """What a cache folder holds; `--overwrite` deletes nothing else."""
 SAID = 20
 """Refusals that are said one by one; the others are counted."""
@@ -116,6 +119,12 @@ def prep(
     settings, peak_bytes = completed(kind, settings, reader, given), peak_of(kind, settings)
     of_reader = given | kind.options(settings)
     cases = _cases(reader, data, of_reader)
+    noted = _noted(out)
+    if given.get("masks") is not None and given.get("regions") is None and MASK in cases[0].files:
+        listener.say(f"looking through the masks of {_count(cases)} {kind.UNIT} for their labels")
+    settings = settled(kind, settings, reader, cases, given, noted)
+    if regions := getattr(settings, "regions", None):
+        listener.say(f"regions: {', '.join(regions)}")
     plans = kind.plans(settings, cases)
     kind.check(settings, origin, reader, plans, data)
     header = _header(settings, reader, plans, data, given) | kind.header(settings, reader, cases)
@@ -151,6 +160,10 @@ def prep(
     if overwrite and out.exists():
         shutil.rmtree(out)
     forget_others(out, cases)
+    if noted:
+        with files.blame_machine(out):
+            out.mkdir(parents=True, exist_ok=True)
+        files.write_json(out / LABELS, noted)
     refused: list[str] = []
 
     def progress(done: int, total: int, case: str, status: str) -> None:
@@ -220,7 +233,14 @@ def require(result: PrepResult, max_bad: float) -> None:
 def _reader(name: str, data: Path, given: Mapping[str, Any]) -> ModuleType:
     """The reader of that name, or the one that it names for what lies there."""
     reader = find("data set", name, READERS)
-    return import_module(reader.module_for(data, given.get("labels"))) if hasattr(reader, "module_for") else reader
+    if not hasattr(reader, "module_for"):
+        return reader
+    if given.get("labels") is not None and given.get("masks") is not None:
+        raise ConfigError("--labels and --masks make two caches, one to classify and one to segment; give one of them")
+    found = import_module(reader.module_for(data, given.get("labels")))
+    if given.get("masks") is None:
+        return found
+    return import_module(found.WITH_MASKS)
 
 
 def _count(cases: Iterable[Case]) -> int:
@@ -321,6 +341,14 @@ def _manifest(out: Path) -> dict[str, Any] | None:
         return files.read_sealed(out / "manifest.json") if (out / "manifest.json").exists() else None
     except IntegrityError:
         return None
+
+
+def _noted(out: Path) -> Noted:
+    """The labels that an earlier call found; a torn note is no note."""
+    try:
+        return dict(files.read_json(out / LABELS)) if (out / LABELS).exists() else {}
+    except (IntegrityError, TypeError, ValueError):
+        return {}
 
 
 def _check_patients(out: Path, old: dict[str, Any], cases: list[Case]) -> None:

@@ -283,7 +283,9 @@ class Table:
         module = find("task", self.spec.task, TASKS)
         dim = module.DIM
         if dim is None:
-            path = self._cache(self.spec.cache) or self.workspace.find_cache(None, module.GROUP, self.spec.task)
+            path = self._cache(self.spec.cache) or self.workspace.find_cache(
+                None, module.GROUP, getattr(module, "DATA_SET", self.spec.task)
+            )
             if not (path / "manifest.json").exists():
                 raise ConfigError(f"{path} holds no cache to fine-tune on; prepare it, or correct the spec's `cache`")
             dim = files.read_sealed(path / "manifest.json")["dim"]

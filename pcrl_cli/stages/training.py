@@ -1,7 +1,7 @@
 """What pre-training and fine-tuning share: settings of a run, the opened cache, weights' contracts."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -126,12 +126,19 @@ def stored(cache: Cache) -> Stored:
     """What a Learner must know of a cache."""
     m = cache.manifest
     scale, offset = m["to_unit"]
-    return Stored(m["dim"], m["channels"], (float(scale), float(offset)), tuple(m.get("classes", ())))
+    to_unit, classes = (float(scale), float(offset)), tuple(m.get("classes", ()))
+    return Stored(m["dim"], m["channels"], to_unit, classes, regions_in(m))
+
+
+def regions_in(facts: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The labels of every region, of a manifest or of a run's record of one; empty where the task alone knows them."""
+    regions = facts.get("regions", {})
+    return {name: tuple(regions[name]) for name in facts.get("classes", ()) if name in regions}
 
 
 def prepared_of(cache: Cache) -> dict[str, Any]:
     """How the images were prepared, for a run's record: new ones are prepared alike, wherever the cache is then."""
-    keys = ("dim", "channels", "channel_names", "classes", "settings")
+    keys = ("dim", "channels", "channel_names", "classes", "regions", "label_values", "settings")
     return {key: cache.manifest[key] for key in keys if key in cache.manifest}
 
 

@@ -9,5 +9,6 @@ TASKS: dict[str, str] = {
     "brats": "pcrl_cli.tasks.brats",
     "chest": "pcrl_cli.tasks.chest",
     "classify": "pcrl_cli.tasks.classify",
+    "segment": "pcrl_cli.tasks.segment",
 }
 """Name -> module, imported on use."""

@@ -33,6 +33,7 @@ VERBS = {
     "finetune": lambda recipe_, layers=(): finetune_settings("luna", recipe_, layers),
     "finetune lits": lambda recipe_, layers=(): finetune_settings("lits", recipe_, layers),
     "finetune brats": lambda recipe_, layers=(): finetune_settings("brats", recipe_, layers),
+    "finetune segment": lambda recipe_, layers=(): finetune_settings("segment", recipe_, layers),
 }
 
 
@@ -195,7 +196,7 @@ def test_a_recipe_holds_nothing_that_no_verb_reads(name):
     assert tree["prep"].keys() <= KINDS.keys()
     assert tree["pretrain"].keys() == {"pcrlv2"}
     assert tree["pretrain"]["pcrlv2"].keys() == {"2d", "3d"}
-    assert tree["finetune"].keys() == {"luna", "lits", "brats", "chest", "classify"}
+    assert tree["finetune"].keys() == {"luna", "lits", "brats", "chest", "classify", "segment"}
 
 
 def presets():

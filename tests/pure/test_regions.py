@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcrl_cli.pure.regions import agreement, dice, largest_component, masks_of, settled
+from pcrl_cli.pure.regions import agreement, decided, dice, largest_component, masks_of, rivals, settled
 
 SPACING = np.array([0.8, 1.0, 2.0])
 
@@ -106,3 +106,23 @@ def test_the_scores_published_with_a_sample_submission_are_met(real_data):
     assert round(abs(found.rvd_percent), 3) == 0.665
     assert round(found.assd_mm, 3) == 0.734
     assert round(found.max_mm) == 14
+
+
+def test_regions_without_a_common_label_are_rivals():
+    found = rivals([(1, 2), (2,), (3,)])
+    assert found.tolist() == [[False, False, True], [False, False, True], [True, True, False]]
+
+
+def test_of_rivals_a_voxel_goes_to_the_likeliest_and_of_others_to_each():
+    p = np.array([[0.6, 0.9, 0.4, 0.7], [0.7, 0.8, 0.3, 0.7], [0.9, 0.1, 0.6, 0.2]], np.float32)
+    found = decided(p, 0.5, rivals([(1,), (2,), (1, 2, 3)]))
+    assert found.tolist() == [[False, True, False, True], [True, False, False, False], [True, False, True, False]]
+    np.testing.assert_array_equal(decided(p, 0.5), p > 0.5)
+    assert (decided(p[:2], 0.5, rivals([(1,), (2,)])).sum(axis=0) <= 1).all()
+
+
+def test_masks_of_regions_are_found_by_every_label_of_theirs():
+    labels = np.arange(255, dtype=np.uint8).reshape(5, 51)
+    regions = {"a": (1, 7, 254), "b": tuple(range(100, 200))}
+    for mask, members in zip(masks_of(labels, regions), regions.values(), strict=True):
+        np.testing.assert_array_equal(mask, np.isin(labels, members))

@@ -8,6 +8,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.plan import CropPlan, Grid
 from pcrl_cli.data.labelled import Preparation, label
 from pcrl_cli.data.volume import Volume, as_filed, canonical, resample
+from pcrl_cli.pure.regions import rivals
 from pcrl_cli.pure.volumes import CHUNK, WholeVolumes, chunk_of, label_map, sample_foreground, to_native
 
 CASE = Case("volume-0", "p", Path("volume-0.nii"))
@@ -156,3 +157,35 @@ def test_nested_regions_become_the_data_sets_labels():
     got = label_map(np.stack([wt, tc, et]), [(1, 2, 3, 4), (1, 3, 4), (4,)])
     assert got.tolist() == [0, 2, 1, 4, 1, 4]
     assert label_map(wt[None], [(1, 2)]).tolist() == [0, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        [(1, 3), (2, 3)],  # two that overlap, one bit each
+        [(4,), (1, 4), (1, 2, 4)],  # nested, the innermost first
+        [(1,), (2,), (3,)],  # apart
+        [(1, 2), (2, 5), (7,)],
+    ],
+)
+def test_a_label_map_holds_every_way_in_which_regions_can_overlap(regions):
+    """Whatever labels there are, regions made of them come back."""
+    labels = np.array([0, *sorted({n for members in regions for n in members})], np.uint8)
+    masks = np.stack([np.isin(labels, members) for members in regions])
+    np.testing.assert_array_equal(label_map(masks, regions), labels)
+
+
+def test_where_no_label_is_of_exactly_these_regions_none_of_them_is_lost_that_can_be_kept():
+    both = np.array([[True, True], [True, False]])
+    assert label_map(both, [(1,), (2,)])[0] in (1, 2)
+    assert label_map(both, [(1,), (2,)])[1] == 1
+    assert label_map(np.array([[False], [True], [True]]), [(1, 2, 4), (1, 4), (4,)])[0] == 4
+
+
+def test_rivals_share_no_voxel_on_the_scans_grid():
+    working, native = grid((6, 5, 4), (2, 2, 2), (0, 0, 0)), grid((12, 10, 8), (1, 1, 1), (0, 0, 0))
+    p = np.random.default_rng(0).random((3, 6, 5, 4)).astype(np.float32)
+    alone, apart = to_native(p, working, native), to_native(p, working, native, 0.5, rivals([(1,), (2,), (3,)]))
+    assert (alone.sum(axis=0) > 1).any()
+    assert (apart.sum(axis=0) <= 1).all()
+    np.testing.assert_array_equal(apart.any(axis=0), alone.any(axis=0))

@@ -16,9 +16,15 @@ from pcrl_cli.pure.split import Part
 KINDS: dict[str, str] = {
     "crops": "pcrl_cli.stages.kinds.crops",
     "volumes": "pcrl_cli.stages.kinds.volumes",
+    "masked": "pcrl_cli.stages.kinds.masked",
+    "masked_images": "pcrl_cli.stages.kinds.masked_images",
     "images": "pcrl_cli.stages.kinds.images",
 }
 """Name -> module, imported on use."""
+
+
+Noted = dict[str, list[int]]
+"""The labels of masks, by path, size and time of change of their files."""
 
 
 class PrepSettings(Settings):
@@ -66,6 +72,22 @@ def completed(kind: Kind, settings: PrepSettings, reader: ModuleType, given: Map
     """The settings with what the kind takes from the data set and its options, if it does (`complete`)."""
     complete = getattr(kind, "complete", None)
     return cast(PrepSettings, complete(settings, reader, given)) if complete else settings
+
+
+def settled(
+    kind: Kind,
+    settings: PrepSettings,
+    reader: ModuleType,
+    cases: Sequence[Case],
+    given: Mapping[str, Any],
+    known: Noted,
+) -> PrepSettings:
+    """The settings with what the kind takes from the listed cases, if it does (`settle`): the labels of masks.
+
+    known: what earlier calls found in files, and what this one finds.
+    """
+    settle = getattr(kind, "settle", None)
+    return cast(PrepSettings, settle(settings, reader, cases, given, known)) if settle else settings
 
 
 def peak_of(kind: Kind, settings: PrepSettings) -> int:

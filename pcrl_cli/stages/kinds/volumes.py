@@ -75,6 +75,13 @@ def check(
         raise ConfigError(
             f"{reader.NAME} is a data set of {reader.MODALITY.upper()} scans; leave prepare.modality={modality} out"
         )
+    refuse_others(modality, origin)
+
+
+def refuse_others(modality: str, origin: Mapping[str, str]) -> None:
+    """Raises:
+    ConfigError: a setting of the other modality was asked for.
+    """
     other = ("normalise",) if modality == "ct" else ("hu_min", "hu_max", "margin")
     for name in other:
         if origin.get(f"prepare.{name}") in (
@@ -85,8 +92,11 @@ def check(
 
 
 def header(settings: VolumeSettings, reader: ModuleType, cases: Sequence[Case]) -> dict[str, Any]:
-    how = settings.prepare
-    names = channel_names(reader, settings.modalities)
+    return described(settings.prepare, channel_names(reader, settings.modalities))
+
+
+def described(how: Preparation, names: Sequence[str]) -> dict[str, Any]:
+    """What the manifest says of images that were prepared so; names: of their channels."""
     window = f"HU {how.hu_min:g} to {how.hu_max:g} to [0, 1]"
     return {
         "dim": 3,
@@ -111,11 +121,13 @@ def parts(settings: VolumeSettings, reader: ModuleType, data: Path) -> Mapping[s
 
 def nbytes(settings: VolumeSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
     """By the headers: two bytes a voxel and channel on the working grid; masks shrink to almost nothing."""
-    return float(sum(_case_bytes(settings.prepare, case) for case in cases))
+    ct = settings.prepare.modality == "ct"
+    images = [[c.path] if ct else [path for name, path in c.files.items() if name != "mask"] for c in cases]
+    return float(sum(bytes_of(settings.prepare, paths) for paths in images))
 
 
-def _case_bytes(how: Preparation, case: Case) -> float:
-    images = [case.path] if how.modality == "ct" else [path for name, path in case.files.items() if name != "mask"]
+def bytes_of(how: Preparation, images: Sequence[Path]) -> float:
+    """Of one case, by the header of its first image."""
     try:
         grid = read_grid(images[0])
     except DataError:

@@ -1,4 +1,5 @@
-"""Volumes with masks (LiTS, BraTS): random crops to train on, whole scans by sliding window on their own grid to score.
+"""Volumes with masks (LiTS, BraTS, one's own) and pictures, which are volumes of one slice: random crops to train on,
+whole scans by sliding window on their own grid to score.
 
 One case is in memory at a time. What was scored is noted case by case, so that an interrupted `pcrl evaluate` goes on.
 """
@@ -8,7 +9,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.crops import VolumeCrops
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.pure.metrics import bootstrap_mean
-from pcrl_cli.pure.regions import Agreement, agreement, dice, masks_of, settled
-from pcrl_cli.pure.volumes import to_native
+from pcrl_cli.pure.regions import Agreement, agreement, decided, dice, masks_of, rivals, settled
+from pcrl_cli.pure.volumes import label_map, to_native
 from pcrl_cli.report import overlays
 from pcrl_cli.report.html import Block, Paragraph, Picture, Section
+from pcrl_cli.stages import training
 from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig
 
@@ -37,6 +40,7 @@ OPTIONS = ("set",)
 OF_INFERENCE = ("window", "windows", "overlap", "tta", "threshold", "largest_component")
 """Settings of a task that change how it predicts, not what it learned."""
 GROUP = "volumes"
+IN_PIXELS = "distances are in pixels of the picture's own file, and so is the tolerance of NSD"
 SHOWN = 2
 """Cases that the report shows from either end."""
 BY_PATIENT = "bootstrap over patients"
@@ -50,8 +54,29 @@ POLICY = (
 
 def metric_names(work: Work) -> tuple[str, ...]:
     """Those of which more is better, which alone can be held against a least value."""
-    regional = tuple(f"{name}_{region}" for region in work.module.REGIONS for name in ("dice", "nsd"))
-    return ("dice", *(("dice_box",) if work.module.BOX_FROM_TRUTH else ()), *regional)
+    regional = tuple(f"{name}_{region}" for region in _names(work) for name in ("dice", "nsd"))
+    return ("dice", *(("dice_box",) if _box_from_truth(work) else ()), *regional)
+
+
+def _names(work: Work) -> list[str]:
+    """Of the regions: the task's own, or those that the run learned, or the cache's."""
+    return list(work.module.REGIONS or work.learned or work.cache.manifest["classes"])
+
+
+def truth_regions(work: Work) -> dict[str, tuple[int, ...]]:
+    """The labels by which the cache's masks hold each region, in the order of the task's regions."""
+    own = work.module.REGIONS or training.regions_in(work.cache.manifest)
+    return {name: tuple(own[name]) for name in _names(work)}
+
+
+def _box_from_truth(work: Work) -> bool:
+    """Whether the box that training crops come from was made of the mask: of CT, if the task does not say."""
+    said = work.module.BOX_FROM_TRUTH
+    return bool(work.cache.manifest["modality"] == "ct" if said is None else said)
+
+
+def _dim(work: Work) -> int:
+    return int(work.cache.manifest["dim"])
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -67,10 +92,12 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
             f"none of the {len(cases)} labelled training volumes of {work.cache.path} has foreground, so there is nothing "
             "to learn; raise --ratio or prepare more scans"
         )
-    crop = work.settings.learner.crop
+    work.settings.learner.window_of(_dim(work))  # a wrong one is told before training
+    crop = _stored_size(work.settings.learner.crop_of(_dim(work)))
     shapes = [work.cache.records[case]["arrays"][GROUP]["image"]["shape"][1:] for case in cases]
     small = sum(any(n < size for n, size in zip(shape, crop, strict=True)) for shape in shapes)
-    return {"volumes": len(cases), "without foreground": len(empty), "smaller than a crop, padded": small}
+    unit = "pictures" if _dim(work) == 2 else "volumes"
+    return {unit: len(cases), "without foreground": len(empty), "smaller than a crop, padded": small}
 
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> VolumeCrops:
@@ -78,7 +105,7 @@ def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World)
     return VolumeCrops(
         work.cache,
         work.cache.cases(patients=patients),
-        config.crop,
+        _stored_size(config.crop_of(_dim(work))),
         train.batch,
         train.seed,
         work.device,
@@ -107,8 +134,8 @@ def validate(work: Work, task: Task) -> dict[str, float | None]:
         start, size = work.cache.read_box(case, GROUP, "box").tolist()
         image, mask = (work.cache.read_box(case, GROUP, name, start, size) for name in ("image", "mask"))
         p = task.infer(torch.from_numpy(image), task.config.model_copy(update=QUICK)).numpy()
-        truth = masks_of(mask, task.regions)
-        return [dice(t, q > task.config.threshold) for t, q in zip(truth, p, strict=True)]
+        found = decided(p, task.config.threshold, rivals(list(task.regions.values())))
+        return [dice(t, q) for t, q in zip(masks_of(mask, task.regions), found, strict=True)]
 
     each = np.array(list(work.world.by_case(work.cache.cases("val"), agreement).values()))
     by_region = {f"val_dice_{region}": float(v) for region, v in zip(task.regions, each.mean(axis=0), strict=True)}
@@ -121,12 +148,29 @@ def _require_regions(work: Work) -> None:
     Raises:
         ConfigError: the cache was prepared with other regions than the task's.
     """
-    there, wanted = list(work.cache.manifest["classes"]), list(work.module.REGIONS)
-    if there != wanted:
+    manifest, own = work.cache.manifest, work.module.REGIONS
+    there, wanted = list(manifest["classes"]), _names(work)
+    if own is None and not manifest.get("regions"):
+        raise ConfigError(
+            f"{work.cache.path} was not prepared with --masks; prepare it with `pcrl prep folder --masks DIR`, or give the "
+            "data set's own task"
+        )
+    if (there != wanted) if own else (set(there) != set(wanted)):
         raise ConfigError(
             f"the masks of {work.cache.path} are of {', '.join(there)}, and the task {work.settings.task} is of "
             f"{', '.join(wanted)}; give the cache of its own data set"
         )
+    if own and "regions" in manifest:
+        raise ConfigError(
+            f"{work.cache.path} was prepared with --masks, whose labels are not those of the task {work.settings.task}; "
+            "give --task segment, or prepare the data set by its own name"
+        )
+
+
+def _stored_size(size: Sequence[int]) -> tuple[int, int, int]:
+    """A crop as it is cut from a cache: of a picture one slice."""
+    x, y, z = (*size, 1) if len(size) == 2 else size
+    return x, y, z
 
 
 def _has_foreground(cache: Cache, case: str) -> bool:
@@ -195,10 +239,12 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
     return Scores(
         metrics=_metrics(work, scored, names),
         headline="dice",
-        counts=_counts(scored),
-        csv=_csv(scored),
+        counts=_counts(scored, _dim(work)),
+        csv=_csv(scored, _unit(work)),
         details={
-            "window": list(config.window or config.crop),
+            "window": list(config.window_of(_dim(work))),
+            "regions": {name: list(labels) for name, labels in task.regions.items()},
+            "unit": _unit(work),
             **{
                 key: getattr(config, key)
                 for key in ("overlap", "tta", "threshold", "largest_component", "tolerance_mm")
@@ -206,7 +252,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
             "empty": {name: _empty(scored, name) for name in names},
             "padded": [s.case for s in scored if s.padded],
         },
-        notes=_notes(scored, names),
+        notes=[*_notes(scored, names, _dim(work)), *([IN_PIXELS] if _dim(work) == 2 else [])],
         sections=_sections(work, scored, names),
     )
 
@@ -230,13 +276,14 @@ def score_case(work: Work, task: Segmentation, case: str) -> CaseScores:
     """One scan: sliding window on the working grid, back to its own grid, compared there; its overlay to `work.out`."""
     cache, config = work.cache, task.config
     image = cache.read_box(case, GROUP, "image")
-    window = config.window or config.crop
+    window = _stored_size(config.window_of(_dim(work)))
     probability = task.infer(torch.from_numpy(image)).numpy()
-    box_dice = _box_dice(cache, case, task, probability)
+    of_truth = truth_regions(work)
+    box_dice = _box_dice(cache, case, task, probability, of_truth)
     grid, native = (Grid.of_row(cache.read_box(case, GROUP, name)) for name in ("grid", "native"))
     predicted = native_regions(probability, grid, native, config, task.regions)
     del probability
-    truth = masks_of(cache.read_box(case, GROUP, "native_mask"), task.regions)
+    truth = masks_of(cache.read_box(case, GROUP, "native_mask"), of_truth)
     found = {
         name: agreement(t, p, native.spacing, config.tolerance_mm)
         for name, t, p in zip(task.regions, truth, predicted, strict=True)
@@ -244,7 +291,7 @@ def score_case(work: Work, task: Segmentation, case: str) -> CaseScores:
     small = any(n < size for n, size in zip(image.shape[1:], window, strict=True))
     result = CaseScores(case, cache.records[case]["patient"], found, box_dice, small)
     if work.out is not None:
-        _draw(work.out, case, image, grid, native, truth, predicted, list(task.regions))
+        _draw(work.out, case, image, grid, native, truth, predicted, list(task.regions), _dim(work))
     return result
 
 
@@ -255,19 +302,34 @@ def native_regions(
     config: SegmentationConfig,
     regions: Mapping[str, Sequence[int]],
 ) -> Bool[np.ndarray, "r i j k"]:
-    """Probabilities on the working grid -> the regions on the scan's own, as `evaluate` scores and `predict` writes them."""
-    found = to_native(probability, grid, native, config.threshold)
-    return settled(found, list(regions.values()), config.largest_component)
+    """Probabilities on the working grid -> the regions on the scan's own, as `evaluate` scores and `predict` writes them.
+
+    What is scored is what a label map can hold: regions without a common label share no voxel.
+    """
+    labels = [tuple(members) for members in regions.values()]
+    found = settled(
+        to_native(probability, grid, native, config.threshold, rivals(labels)), labels, config.largest_component
+    )
+    nested = all(set(inner) < set(outer) for outer, inner in pairwise(labels))
+    return found if nested else masks_of(label_map(found, labels), regions)
 
 
-def _box_dice(cache: Cache, case: str, task: Segmentation, probability: Float32[np.ndarray, "r x y z"]) -> float:
-    """Mean over regions inside the box that training crops come from, of the same prediction on the working grid."""
+def _box_dice(
+    cache: Cache,
+    case: str,
+    task: Segmentation,
+    probability: Float32[np.ndarray, "r x y z"],
+    of_truth: Mapping[str, Sequence[int]] | None = None,
+) -> float:
+    """Mean over regions inside the box that training crops come from, of the same prediction on the working grid.
+
+    of_truth: the labels of the cache's masks, if they are not the task's.
+    """
     start, size = cache.read_box(case, GROUP, "box").tolist()
-    mask = cache.read_box(case, GROUP, "mask", start, size)
-    found = probability > task.config.threshold
-    whole = settled(found, list(task.regions.values()), task.config.largest_component)
+    mask, labels = cache.read_box(case, GROUP, "mask", start, size), list(task.regions.values())
+    whole = settled(decided(probability, task.config.threshold, rivals(labels)), labels, task.config.largest_component)
     part = whole[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))]
-    return float(np.mean([dice(t, p) for t, p in zip(masks_of(mask, task.regions), part, strict=True)]))
+    return float(np.mean([dice(t, p) for t, p in zip(masks_of(mask, of_truth or task.regions), part, strict=True)]))
 
 
 class _Notebook:
@@ -323,7 +385,7 @@ def _metrics(work: Work, scored: Sequence[CaseScores], names: Sequence[str]) -> 
         return Estimate.of(bootstrap_mean(np.array(values, np.float64), patients), BY_PATIENT)
 
     metrics = {"dice": mean([s.dice for s in scored])}
-    if work.module.BOX_FROM_TRUTH:
+    if _box_from_truth(work):
         metrics["dice_box"] = mean([s.dice_box for s in scored])
     for name in names:
         found = [s.regions[name] for s in scored]
@@ -337,10 +399,15 @@ def _metrics(work: Work, scored: Sequence[CaseScores], names: Sequence[str]) -> 
     return metrics
 
 
-def _counts(scored: Sequence[CaseScores]) -> dict[str, int]:
+def _many(dim: int) -> str:
+    """What cases are called."""
+    return "pictures" if dim == 2 else "scans"
+
+
+def _counts(scored: Sequence[CaseScores], dim: int) -> dict[str, int]:
     empty = sum(all(a.true_ml == 0 for a in s.regions.values()) for s in scored)
     return {
-        "scans": len(scored),
+        _many(dim): len(scored),
         "without foreground": empty,
         "smaller than a window, padded": sum(s.padded for s in scored),
     }
@@ -356,28 +423,40 @@ def _empty(scored: Sequence[CaseScores], name: str) -> dict[str, int]:
     }
 
 
-def _notes(scored: Sequence[CaseScores], names: Sequence[str]) -> list[str]:
+def _notes(scored: Sequence[CaseScores], names: Sequence[str], dim: int) -> list[str]:
     notes = []
     for name in names:
         empty = _empty(scored, name)
         if any(empty.values()):
             said = ", ".join(f"{n} {what}" for what, n in empty.items() if n)
-            notes.append(f"{name} of {len(scored)} scans: {said}; such scans count as the policy for empty masks says")
+            notes.append(
+                f"{name} of {len(scored)} {_many(dim)}: {said}; such {_many(dim)} count as the policy for empty masks says"
+            )
     padded = sum(s.padded for s in scored)
     if padded:
-        notes.append(f"{padded} of {len(scored)} scans are smaller than a window and were padded")
+        notes.append(f"{padded} of {len(scored)} {_many(dim)} are smaller than a window and were padded")
     return notes
 
 
-def _csv(scored: Sequence[CaseScores]) -> bytes:
-    """A row a case: Dice over all regions and in the box, then everything a region."""
+def _unit(work: Work) -> str:
+    """Of distances."""
+    return "px" if _dim(work) == 2 else "mm"
+
+
+def _csv(scored: Sequence[CaseScores], unit: str) -> bytes:
+    """A row a case: Dice over all regions and in the box, then everything a region; of pictures in pixels."""
     buffer = io.StringIO()
     names = list(scored[0].regions)
-    fields = list(Agreement.__dataclass_fields__)
+    fields = {field: (field, 1) for field in Agreement.__dataclass_fields__}
+    if unit == "px":
+        fields = {
+            field.replace("_mm", "_px").replace("_ml", "_px"): (field, 1000 if field.endswith("_ml") else 1)
+            for field in fields
+        }
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["case", "patient", "dice", "dice_box", *(f"{field}_{name}" for name in names for field in fields)])
     for s in scored:
-        values = [getattr(s.regions[name], field) for name in names for field in fields]
+        values = [getattr(s.regions[name], field) * times for name in names for field, times in fields.values()]
         writer.writerow([s.case, s.patient, *(f"{v:.6g}" for v in (s.dice, s.dice_box, *values))])
     return buffer.getvalue().encode()
 
@@ -391,9 +470,19 @@ def _draw(
     truth: Bool[np.ndarray, "r x y z"],
     predicted: Bool[np.ndarray, "r x y z"],
     names: Sequence[str],
+    dim: int,
 ) -> None:
-    """The case's overlay, on its own grid."""
-    found = overlays.slices_of(lambda k: slice_on(image[0], grid, native, k), truth, predicted, native.spacing)
+    """The case's overlay, on its own grid; a picture as it hangs: its columns run to the right."""
+
+    def look(k: int) -> np.ndarray:
+        found = slice_on(image[0], grid, native, k)
+        return found.T if dim == 2 else found
+
+    if dim == 2:
+        truth, predicted = truth.transpose(0, 2, 1, 3), predicted.transpose(0, 2, 1, 3)
+    found = overlays.slices_of(look, truth, predicted, native.spacing)
+    if dim == 2:
+        found = [replace(s, says=f"{case}, all of the picture") for s in found]
     path = _overlay_path(out, case)
     with files.blame_machine(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,212 @@
+"""One's own scans with masks: what `folder` reads, and beside each scan its mask (see `masks`); CT or MR.
+
+A case may have several channels, each a file: CASE_t1.nii.gz and CASE_t2.nii.gz with the modalities t1 and t2.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from pcrl_cli.core.case import Case
+from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.data.labelled import Volumes, require_same_grid
+from pcrl_cli.data.volume import Volume
+from pcrl_cli.readers import folder
+from pcrl_cli.readers.headers import suffix
+from pcrl_cli.readers.masks import (
+    MASK,
+    OF_REGION,
+    Regions,
+    encoded,
+    ids,
+    is_below,
+    joined,
+    labels_in,
+    masks_of,
+    of_one_patient,
+    pair,
+    require_masks,
+    said_of,
+)
+from pcrl_cli.readers.tables import require_folder
+from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files
+
+NAME = "folder"
+KIND = "masked"
+OPTIONS = ("patients", "masks", "regions", "modalities")
+CITATION = folder.CITATION
+LICENSE = folder.LICENSE
+CLASSES: tuple[str, ...] = ()  # those of the masks
+MODALITY = "ct"  # unless `--modality mr` says otherwise
+
+_WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
+
+
+def cases(
+    root: Path,
+    masks: Path,
+    regions: object = None,
+    patients: Path | None = None,
+    modalities: Sequence[str] | None = None,
+) -> list[Case]:
+    """Every scan below `root` with its mask, as `folder.cases`; what lies below `masks` is no scan.
+
+    A scan without a mask is listed, so that it is refused by name when it is read. modalities: the channels of a case, by the
+    ends of their files' names; a channel that is missing is listed too.
+
+    Raises:
+        DataError: no folder, no scan, no mask of a scan, two of one; a malformed table.
+    """
+    root, masks = require_folder(root, _WHAT), Path(masks)
+    found = scans(root, masks, patients)
+    if not found:
+        raise DataError(f"{root} holds no scan outside {masks}: put {_WHAT} there, or give --data DIR.")
+    channels = _channels(found, modalities) if modalities else {}
+    if modalities:
+        found = _joined(found, channels)
+    paired = pair(list(found), masks, lambda path: _is_mask(path, root, masks), ".nii.gz")
+    return sorted(
+        (
+            replace(case, files={**_in_order(channels.get(name, {}), modalities), **paired.files[name]})
+            for name, case in found.items()
+        ),
+        key=lambda case: case.id,
+    )
+
+
+def scans(root: Path, masks: Path, patients: Path | None = None) -> dict[str, Case]:
+    """What lies below the root, but for what lies below the folder of masks if that is another: path without ending -> case."""
+    apart = not is_below(root, masks)
+    listed = [case for case in folder.cases(root, patients) if not (apart and is_below(case.path, masks))]
+    return {_name(case, root): case for case in listed}
+
+
+def _name(case: Case, root: Path) -> str:
+    """The path of a scan's file below the root without its ending, or of a DICOM series' folder."""
+    if case.path == root:  # one series in the root itself
+        return root.resolve().name
+    where = case.path.relative_to(root).as_posix()
+    return where if case.path.is_dir() else where[: -len(suffix(case.path)) or None]
+
+
+def read(case: Case, regions: Regions) -> Volumes:
+    """The channels of a scan, and its mask by stored labels.
+
+    Raises:
+        DataError: a file is missing; see `volume_io.read_volume`; a label of no region.
+    """
+    require_masks(case)
+    missing = [path for path in images_of(case).values() if not path.exists()]
+    if missing:
+        raise DataError(
+            f"{missing[0]} is not there, and the other channels of the case are: add it or leave the case out."
+        )
+    masks = {name: read_volume(path) for name, path in masks_of(case).items()}
+    if MASK in masks:
+        mask = _with(masks[MASK], encoded(masks[MASK].array, regions, masks[MASK].source))
+    else:
+        first = next(iter(masks.values()))
+        for other in masks.values():
+            require_same_grid(first, other)
+        mask = _with(first, joined({n.removeprefix(OF_REGION): (v.array, v.source) for n, v in masks.items()}, regions))
+    images = {name: read_volume(path) for name, path in images_of(case).items()}
+    return Volumes(tuple(images.values()), tuple(images), mask)
+
+
+def labels_in_file(path: Path) -> set[int]:
+    """The labels of a mask but 0, for a data set of which nobody named the regions.
+
+    Raises:
+        DataError: see `volume_io.read_volume`, `masks.labels_in`.
+    """
+    mask = read_volume(path)
+    return labels_in(mask.array, mask.source)
+
+
+def files(case: Case) -> list[Path]:
+    """What `read` reads: the files of every channel and of the masks."""
+    return [file for path in (*images_of(case).values(), *masks_of(case).values()) for file in volume_files(path)]
+
+
+def remarks(
+    root: Path,
+    cases: Iterable[Case],
+    masks: Path,
+    regions: object = None,
+    patients: Path | None = None,
+    modalities: Sequence[str] | None = None,
+) -> list[str]:
+    """Sentences that the user should read: scans without masks, masks without scans, DICOM series all of one patient."""
+    listed, where = list(cases), Path(masks)
+    found = scans(Path(root), where)
+    names = list(_channels(found, modalities) if modalities else found)
+    lonely = pair(names, where, lambda path: _is_mask(path, Path(root), where), ".nii.gz").lonely
+    return [*said_of(lonely, listed, where), *of_one_patient(listed)]
+
+
+def images_of(case: Case) -> dict[str, Path]:
+    """A case's images by channel; one of no name where it has one."""
+    return {name: path for name, path in case.files.items() if name not in masks_of(case)} or {"": case.path}
+
+
+def _in_order(found: Mapping[str, Path], modalities: Sequence[str] | None) -> dict[str, Path]:
+    """The files of a case's channels in the order of these; of what is missing the name that it would have."""
+    if not modalities:
+        return {}
+    name, path = next(iter(found.items()))
+    ending = suffix(path)
+    stem = path.name[: -len(ending) or None][: -len(name) - 1]
+    return {channel: found.get(channel, path.with_name(f"{stem}_{channel}{ending}")) for channel in modalities}
+
+
+def chosen(modalities: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The channels that are named, as they are.
+
+    Raises:
+        ConfigError: one is named twice, or none.
+    """
+    names = tuple(name.strip() for name in modalities or ())
+    if modalities is not None and (not names or "" in names or len(set(names)) < len(names)):
+        raise ConfigError(f"--modalities {','.join(names)} has to name different ends of files, such as t1,t2")
+    return names or None
+
+
+def _channels(found: Mapping[str, Case], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Case -> channel -> file, of the files that end in `_CHANNEL`; a case has one file a channel."""
+    result: dict[str, dict[str, Path]] = {}
+    for name, case in found.items():
+        for channel in modalities:
+            if name.lower().endswith(f"_{channel.lower()}"):
+                result.setdefault(name[: -len(channel) - 1], {})[channel] = case.path
+    if not result:
+        raise DataError(
+            f"no scan ends in {' or '.join(f'_{name}' for name in modalities)} ({next(iter(found))}, ...): name channels as "
+            "the files do with --modalities, or leave it out."
+        )
+    return result
+
+
+def _joined(found: Mapping[str, Case], channels: Mapping[str, Mapping[str, Path]]) -> dict[str, Case]:
+    """One case of all its channels: that of its first file, with the patient that this has if anybody named one."""
+    of_path = {case.path: case for case in found.values()}
+    firsts = [of_path[next(iter(paths.values()))] for paths in channels.values()]
+    return {
+        name: replace(case, id=own, patient=case.patient if case.patient != case.id else own)
+        for name, case, own in zip(channels, firsts, ids(list(channels)), strict=True)
+    }
+
+
+def _is_mask(path: Path, root: Path, masks: Path) -> bool:
+    """Beside the scans, what is named like a mask; in a folder of their own, every image that is not below the scans'."""
+    if suffix(path) not in SUFFIXES:
+        return False
+    if root.resolve() == masks.resolve():
+        return folder.is_mask(path)
+    return not (is_below(root, masks) and is_below(path, root)) or folder.is_mask(path)
+
+
+def _with(grid: Volume, labels: UInt8[np.ndarray, "x y z"]) -> Volume:
+    return replace(grid, array=labels.astype(np.int16))
