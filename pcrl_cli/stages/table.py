@@ -274,9 +274,7 @@ class Table:
         module = find("task", self.spec.task, TASKS)
         dim = module.DIM
         if dim is None:
-            path = self._cache(self.spec.cache) or self.workspace.find_cache(
-                None, module.GROUP, getattr(module, "DATA_SET", self.spec.task)
-            )
+            path = self._cache(self.spec.cache) or self.workspace.find_cache(None, module.GROUP, self.spec.task)
             dim = files.read_sealed(path / "manifest.json")["dim"]
         return "2d" if dim == 2 else "3d"
 
