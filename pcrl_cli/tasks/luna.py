@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pcrl_cli.augment.intensity import z_normalise
 from pcrl_cli.core.config import Settings
+from pcrl_cli.core.constants import constant
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Stored, Views
 from pcrl_cli.core.rng import Rng, Stream
@@ -70,11 +71,11 @@ def rotated_crop(blocks: Tensor, side: int, stream: Stream) -> Tensor:
     b, c, n = blocks.shape[:3]
     device = blocks.device
     start = stream.integers(n - side + 1, 3)  # b 3
-    order = torch.tensor(list(permutations(range(3))), device=device)[stream.integers(6)]  # b 3
+    order = constant(tuple(permutations(range(3))), device)[stream.integers(6)]  # b 3
     flip = stream.integers(2, 3).bool()  # b 3
     i = torch.arange(side, device=device)
     along = start[:, :, None] + torch.where(flip[:, :, None], side - 1 - i, i)  # b 3 side: index along each block axis
-    stride = torch.tensor([n * n, n, 1], device=device)
+    stride = constant((n * n, n, 1), device)
     steps = (along * stride[:, None]).gather(
         1, order[:, :, None].expand(-1, -1, side)
     )  # output axis k runs along order[k]
