@@ -22,9 +22,10 @@ from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.labelled import Imaged, Preparation, Volumes, prepare_images
 from pcrl_cli.data.volume import Volume, as_filed
+from pcrl_cli.engine.inference import Inference, ready
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
-from pcrl_cli.engine.trainer import Device, resolve_device
+from pcrl_cli.engine.trainer import Device, Precision, resolve_device
 from pcrl_cli.pure.crops import to_int16
 from pcrl_cli.pure.volumes import label_map
 from pcrl_cli.readers.brats import find_sequences
@@ -87,7 +88,7 @@ class Predictor:
     how: Preparation
     channels: tuple[str, ...]
     device: torch.device
-    autocast: bool
+    inference: Inference
 
     def __call__(self, case: New) -> tuple[np.ndarray, Volume, dict[str, float], list[str]]:
         """The label map in the axes of the file, the file's grid, millilitres by region, and remarks."""
@@ -108,7 +109,7 @@ class Predictor:
 
     def _regions(self, stored: np.ndarray, grid: Grid, native: Grid) -> np.ndarray:
         with tf32(False):  # the same numbers on every card
-            found = self.task.infer(torch.from_numpy(stored), self.config, self.autocast)  # type: ignore[operator]
+            found = self.task.infer(torch.from_numpy(stored), self.config)  # type: ignore[operator]
         return native_regions(found.float().numpy(), grid, native, self.config, self.module.REGIONS)
 
 
@@ -120,7 +121,8 @@ def predict(
     modalities: Mapping[str, Path] | None = None,
     layers: Sequence[Layer] = (),
     device: Device = "auto",
-    autocast: bool = True,
+    precision: Precision = "auto",
+    compile: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> PredictResult:
@@ -134,6 +136,8 @@ def predict(
         inputs: image files (NIfTI, MHD, NRRD) or folders of one DICOM series; for tasks of several sequences, folders
             with CASE_flair.nii.gz and so on.
         modalities: one more case, its files by sequence.
+        precision: auto is bf16 on CUDA and fp32 on a CPU.
+        compile: torch.compile of the network, which pays for many scans.
         layers: `learner.*` settings of inference: window, windows, overlap, tta, threshold, largest_component.
         overwrite: predict again what is there; masks of another run or of other settings are deleted.
 
@@ -148,7 +152,10 @@ def predict(
         raise ConfigError(
             f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats"
         )
-    predictor = load(opened, settings, module, layers, resolve_device(device), autocast)
+    where = resolve_device(device)
+    fast = precision == "bf16" or (precision == "auto" and where.type == "cuda")
+    how = Inference("bf16" if fast else "fp32", compile)
+    predictor = load(opened, settings, module, layers, where, how)
     cases, failed = new_cases(inputs, modalities or {}, predictor.channels)
     book = Book.open(out, _facts(opened, predictor), overwrite)
     made, skipped, notes = list[str](), list[str](), unfinished(run)
@@ -219,7 +226,7 @@ def load(
     module: ModuleType,
     layers: Sequence[Layer],
     device: torch.device,
-    autocast: bool,
+    inference: Inference,
 ) -> Predictor:
     """The run's best or last weights (hash checked), for new images.
 
@@ -232,8 +239,8 @@ def load(
     checkpoint = unseal(run.weights_path().parent)
     task = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
     task.load_state_dict(checkpoint.model)
-    config = _config(settings, layers)
-    return Predictor(module, task.to(device).eval(), config, how, tuple(prepared["channel_names"]), device, autocast)
+    config, names = _config(settings, layers), tuple(prepared["channel_names"])
+    return Predictor(module, ready(task, device, inference), config, how, names, device, inference)
 
 
 def _prepared(run: Run) -> dict[str, Any]:
@@ -262,8 +269,8 @@ def _facts(run: Run, predictor: Predictor) -> dict[str, Any]:
     return {
         "weights": files.sha256_file(run.weights_path()),
         "inference": predictor.config.model_dump(mode="json"),
-        "autocast": predictor.autocast and predictor.device.type == "cuda",  # as `Segmentation.infer` takes it
-    }
+        "autocast": predictor.inference.precision == "bf16",
+    } | ({"compile": True} if predictor.inference.compile else {})
 
 
 def _doubts(case: New, imaged: Imaged, how: Preparation) -> list[str]:

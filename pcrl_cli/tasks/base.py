@@ -127,9 +127,7 @@ class Segmentation(Task):
         return torch.sigmoid(self.network(self.input(batch["image"])).float())
 
     @torch.no_grad()
-    def infer(
-        self, image: Num[Tensor, "c *s"], config: SegmentationConfig | None = None, autocast: bool = True
-    ) -> Float[Tensor, "r *s"]:
+    def infer(self, image: Num[Tensor, "c *s"], config: SegmentationConfig | None = None) -> Float[Tensor, "r *s"]:
         """Probabilities of a whole volume by a sliding window, blended with Gaussian weights; in eval mode.
 
         The volume and the result stay where `image` is (the CPU), only windows go to the network's device; what is
@@ -139,7 +137,6 @@ class Segmentation(Task):
         Args:
             image: as stored, or float32 in stored units.
             config: other window, overlap or tta than the task's own.
-            autocast: bf16 on CUDA.
         """
         from monai.inferers import sliding_window_inference
 
@@ -149,8 +146,7 @@ class Segmentation(Task):
         mirrors = mirrors_of(image.dim() - 1 if config.tta else 0)
 
         def probabilities(window: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"):
-                return mean_over_mirrors(lambda x: torch.sigmoid(self.network(x).float()), window, mirrors)
+            return mean_over_mirrors(lambda x: torch.sigmoid(self.network(x).float()), window, mirrors)
 
         with blame_memory(f"a window of {_by(window)} voxels, {config.windows} at once", device.type, _less(config)):
             found = sliding_window_inference(
