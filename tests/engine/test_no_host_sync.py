@@ -12,7 +12,8 @@ from toys import Source, config, new_run
 from pcrl_cli.core.constants import constant
 from pcrl_cli.core.learner import Progress
 from pcrl_cli.core.rng import Rng
-from pcrl_cli.engine.trainer import Trainer
+from pcrl_cli.engine.layout import arrange
+from pcrl_cli.engine.trainer import Trainer, fill_gradients
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(filter(None, c[1:])))
 SHUFFLES = {"genesis": ("2d", "3d"), "transvw": ("2d", "3d"), "pcrlv1": ("3d",)}
@@ -101,3 +102,16 @@ def test_views_that_shuffle_wait_and_are_known_to(case, device):
     batch = {k: v.to(device) for k, v in batch_of(case).items()}
     with torch.no_grad(), pytest.raises(NotImplementedError, match="nonzero"):
         build(case).views(batch, Rng.at(0, 0, torch.empty(4, dtype=torch.int64, device=device)))
+
+
+@every
+def test_gradients_lie_in_memory_as_their_parameters(case):
+    """The fused optimisers go through both by address, and say nothing where the layouts differ."""
+    learner = arrange(build(case), torch.device("cpu")).train()
+    views = views_at(learner, batch_of(case))
+    for player in learner.players():
+        torch.stack([*learner.losses(views, Progress(0, 10), player).values()]).sum().backward()
+    fill_gradients(list(learner.parameters()))
+    for name, p in learner.named_parameters():
+        axes = [axis for axis, n in enumerate(p.shape) if n > 1]  # the others' strides say nothing
+        assert [p.grad.stride(axis) for axis in axes] == [p.stride(axis) for axis in axes], name
