@@ -136,7 +136,7 @@ def predict(
         inputs: image files (NIfTI, MHD, NRRD) or folders of one DICOM series; for tasks of several sequences, folders
             with CASE_flair.nii.gz and so on.
         modalities: one more case, its files by sequence.
-        precision: auto is bf16 on CUDA and fp32 on a CPU.
+        precision: auto is fp32 on every device, so that the masks are those that `evaluate` scores.
         compile: torch.compile of the network, which pays for many scans.
         layers: `learner.*` settings of inference: window, windows, overlap, tta, threshold, largest_component.
         overwrite: predict again what is there; masks of another run or of other settings are deleted.
@@ -153,8 +153,7 @@ def predict(
             f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits or brats"
         )
     where = resolve_device(device)
-    fast = precision == "bf16" or (precision == "auto" and where.type == "cuda")
-    how = Inference("bf16" if fast else "fp32", compile)
+    how = Inference("bf16" if precision == "bf16" else "fp32", compile)
     predictor = load(opened, settings, module, layers, where, how)
     cases, failed = new_cases(inputs, modalities or {}, predictor.channels)
     book = Book.open(out, _facts(opened, predictor), overwrite)
