@@ -323,6 +323,15 @@ def test_the_record_says_whether_half_precision_decided_the_masks(lits_run):
     assert stage._facts(opened, replace(made, inference=Inference(compile=True)))["compile"] is True
 
 
+def test_masks_of_another_precision_are_not_mixed_with_a_runs_own(lits_run, tmp_path):
+    path, out = scan(tmp_path / "a.nii.gz"), tmp_path / "out"
+    predict(lits_run, [path], out, device="cpu")
+    assert predict(lits_run, [path], out, device="cpu", precision="fp32").skipped == ["a"]
+    with pytest.raises(ConfigError, match="of another run or with other settings"):
+        predict(lits_run, [path], out, device="cpu", precision="bf16")
+    assert predict(lits_run, [path], tmp_path / "half", device="cpu", precision="bf16").made == ["a"]
+
+
 def test_regions_that_a_network_does_not_nest_are_written_as_they_are_scored(brats_run, tmp_path, monkeypatch):
     """ET where TC is not, and TC where WT is not."""
 
