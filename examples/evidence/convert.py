@@ -45,7 +45,9 @@ def nodules(arrays: dict[str, np.ndarray], out: Path) -> Iterator[dict[str, str]
     for i, (start, count, label, exam, nodule) in enumerate(zip(*columns, strict=True)):
         name = f"{i:04d}-{exam}-{nodule}.nii.gz".replace("/", "_").replace(" ", "_")
         missing = max(0, SLICES - count)
-        stack = np.pad(arrays["slices"][start : start + count], ((missing // 2, missing - missing // 2), (0, 0), (0, 0)))
+        stack = np.pad(
+            arrays["slices"][start : start + count], ((missing // 2, missing - missing // 2), (0, 0), (0, 0))
+        )
         write(stack, (1.0, 1.0, SLICE_MM), out / name)
         yield {"path": name, "patient": exam, "malignant": str(label)}
 

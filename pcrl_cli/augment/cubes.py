@@ -5,6 +5,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from pcrl_cli.core.constants import constant
 from pcrl_cli.core.rng import Stream
 
 
@@ -15,13 +16,13 @@ def rotated_crop(blocks: Tensor, side: int, stream: Stream, turn: bool = True, m
     """
     b, c, *shape = blocks.shape
     device = blocks.device
-    room = torch.tensor([n - side + 1 for n in shape], device=device)
+    room = constant(tuple(n - side + 1 for n in shape), device)
     start = torch.minimum((stream.uniform(3) * room).long(), room - 1)  # b 3
-    order = torch.tensor(list(permutations(range(3))), device=device)[stream.integers(6) * turn]  # b 3
+    order = constant(tuple(permutations(range(3))), device)[stream.integers(6) * turn]  # b 3
     flip = (stream.integers(2, 3) * mirror).bool()  # b 3
     i = torch.arange(side, device=device)
     along = start[:, :, None] + torch.where(flip[:, :, None], side - 1 - i, i)  # b 3 side: index along each block axis
-    stride = torch.tensor([shape[1] * shape[2], shape[2], 1], device=device)
+    stride = constant((shape[1] * shape[2], shape[2], 1), device)
     steps = (along * stride[:, None]).gather(
         1, order[:, :, None].expand(-1, -1, side)
     )  # output axis k runs along order[k]

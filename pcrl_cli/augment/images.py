@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pcrl_cli.augment.chains import Span, SpanAboveZero, SpanFromZero, take
 from pcrl_cli.augment.intensity import blur_matrix, radius
+from pcrl_cli.core.constants import constant
 from pcrl_cli.core.rng import Stream
 
 TRIES = 10  # torchvision's
@@ -81,9 +82,9 @@ def draw_shapes(
     size = (stream.uniform(n, TRIES, low=area[0], high=area[1]) * (h * w)).sqrt()
     root = (0.5 * stream.uniform(n, TRIES, low=math.log(aspect[0]), high=math.log(aspect[1]))).exp()
     tried = torch.stack([(size / root).round(), (size * root).round()], dim=3).long()  # b n tries 2
-    fits = ((tried >= 1) & (tried <= torch.tensor([h, w], device=tried.device))).all(dim=3)
+    fits = ((tried >= 1) & (tried <= constant(shape, tried.device))).all(dim=3)
     first = fits.int().argmax(dim=2)[:, :, None, None].expand(-1, -1, 1, 2)
-    fallback = torch.tensor(largest(shape, aspect), device=tried.device)
+    fallback = constant(largest(shape, aspect), tried.device)
     return torch.where(fits.any(dim=2, keepdim=True), tried.gather(2, first)[:, :, 0], fallback)
 
 
@@ -106,7 +107,7 @@ def draw_boxes(
     with the usual bounds that is the whole image either way.
     """
     size = draw_shapes(stream, shape, area, aspect, n)
-    room = torch.tensor(shape, device=size.device) - size
+    room = constant(shape, size.device) - size
     return torch.cat([_start(stream, room), size], dim=2)
 
 
@@ -319,7 +320,7 @@ def draw_jitter(
 
 
 def draw_cutout(stream: Stream, shape: tuple[int, int], holes: int = 3, side: int = 32) -> Cutout:
-    room = torch.tensor(shape, device=stream.device) - 1
+    room = constant(shape, stream.device) - 1
     return Cutout(_start(stream, room.expand(len(stream), holes, 2)), side)
 
 
@@ -334,7 +335,7 @@ def luma(batch: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     """ITU-R 601, as Pillow's "L"; one channel is its own."""
     if batch.shape[1] == 1:
         return batch
-    return (batch * torch.tensor(LUMA, device=batch.device)[:, None, None]).sum(dim=1, keepdim=True)
+    return (batch * constant(LUMA, batch.device)[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def blur(batch: Float[Tensor, "n c h w"], params: Blur) -> Float[Tensor, "n c h w"]:
@@ -378,7 +379,7 @@ def jitter(batch: Float[Tensor, "n c h w"], params: Jitter) -> Float[Tensor, "n 
 
 def normalise(batch: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
     """ImageNet's mean and standard deviation a channel; one channel is repeated to three first."""
-    mean, std = (torch.tensor(v, device=batch.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (constant(v, batch.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (batch - mean) / std
 
 

@@ -27,6 +27,8 @@ def command(
         list[str] | None, typer.Option("--fail-under", metavar="METRIC=F", help="End with 8 if under F or null")
     ] = None,
     device: options.Device = "auto",
+    precision: options.Precision = None,
+    compile: options.Compile = False,
     workspace: options.WorkspaceDir = None,
     set_: options.Set = None,
     json: options.Json = False,
@@ -35,6 +37,7 @@ def command(
 ) -> None:
     """Score a fine-tuned run: the task's metrics with intervals, a CSV row a case, report.html."""
     on = console.choice("--device", device, ("auto", "cpu", "cuda"))
+    number = console.choice("--precision", precision or "auto", ("auto", "fp32", "bf16"))
     part = console.choice("--split", split, ("train", "val", "test", "all"))
     least = _thresholds(fail_under or [])
     from pcrl_cli.stages.evaluate import evaluate, require
@@ -49,6 +52,8 @@ def command(
         fail_under=least,
         workspace=Workspace(workspace),
         device=on,
+        precision=number,
+        compile=compile,
         listener=console.Bars(quiet or json),
     )
     rows = {

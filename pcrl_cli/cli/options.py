@@ -69,6 +69,7 @@ Width = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", rich_help_panel=TRAINING)]
 Precision = Annotated[str | None, typer.Option("--precision", metavar="auto|fp32|bf16", rich_help_panel=TRAINING)]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile of the network", rich_help_panel=TRAINING)]
 CacheOn = Annotated[
     str, typer.Option("--cache-on", metavar="auto|gpu|ram|disk", help="Where the cache lies", rich_help_panel=TRAINING)
 ]

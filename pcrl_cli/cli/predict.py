@@ -31,6 +31,7 @@ def command(
     tta: Annotated[bool, typer.Option("--tta", help="Mean over all mirrorings: 8 passes")] = False,
     device: options.Device = "auto",
     precision: options.Precision = None,
+    compile: options.Compile = False,
     config: options.Config = None,
     set_: options.Set = None,
     overwrite: options.Overwrite = False,
@@ -55,7 +56,8 @@ def command(
         modalities=files,
         layers=layers,
         device=on,
-        autocast=number != "fp32",
+        precision=number,
+        compile=compile,
         overwrite=overwrite,
         listener=console.Bars(quiet or json),
     )

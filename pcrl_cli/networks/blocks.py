@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pcrl_cli.core.constants import constant
 from pcrl_cli.pure.precision import at_least_float32
 
 SAFE_AXIS = 4
@@ -49,7 +50,7 @@ def compose(weight: Tensor) -> Tensor:
     are made in float32 whatever autocast says.
     """
     axes = weight.dim() - 2
-    one = taps = torch.tensor(TAPS, dtype=weight.dtype, device=weight.device)
+    one = taps = constant(TAPS, weight.device, weight.dtype)
     for _ in range(axes - 1):
         taps = torch.kron(taps, one)  # 9 16, 27 64
     kind = weight.device.type

@@ -14,9 +14,10 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.pictures import preparation
+from pcrl_cli.engine.inference import Inference, ready
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
-from pcrl_cli.engine.trainer import Device, resolve_device
+from pcrl_cli.engine.trainer import Device, Precision, resolve_device
 from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.stages import patients, training
 from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
@@ -62,6 +63,8 @@ def evaluate(
     fail_under: Mapping[str, float] | None = None,
     workspace: Workspace | None = None,
     device: Device = "auto",
+    precision: Precision = "auto",
+    compile: bool = False,
     listener: Listener | None = None,
 ) -> EvaluateResult:
     """Scores a fine-tuned run on a part of its cache, or of another one (an external test).
@@ -70,6 +73,8 @@ def evaluate(
         run: defaults to the newest finished run of the task. cache: defaults to the one it was trained on.
         options: of the task's workflow, such as `all_candidates`, by which candidates that are not cached are read
             from the raw scans, or `set`, settings of inference: {"learner": {"tta": True}}.
+        precision: auto is fp32 on every device, so that the numbers are the same again and those that chose the epoch.
+        compile: torch.compile of the network.
         fail_under: least values, of which only the names are looked at here: see `require`.
 
     Raises:
@@ -97,12 +102,13 @@ def evaluate(
     notes += unfinished(folder) + _few(opened, split)
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
+    how = Inference("bf16" if precision == "bf16" else "fp32", compile)
     workflow, given = workflow_of(module), _options(module, settings.task, options or {})
-    out = folder_of(folder, settings.task, split, options or {}, opened.path if external else None)
+    out = folder_of(folder, settings.task, split, options or {}, opened.path if external else None, how.mark)
     learned = tuple(opened_run.record.get("prepared", {}).get("classes") or ())
     work = Work(module, settings, opened, where, listener, out, learned=learned)
     check_thresholds(fail_under or {}, workflow.metric_names(work))
-    model = load_task(opened_run, settings, opened).to(where).eval()
+    model = ready(load_task(opened_run, settings, opened), where, how)
     with tf32(False):  # the same numbers on every card
         scores = workflow.score(work, model, split, given)
     result = EvaluateResult(
@@ -118,7 +124,7 @@ def evaluate(
         headline=scores.headline,
         details=scores.details,
         overlap=sum(v for k, v in opened_run.record["overlap"].items() if k in ("val", "test")),
-        notes=notes + scores.notes,
+        notes=notes + how.notes + scores.notes,
         predictions=out / "predictions.csv",
         report=out / "report.html",
         evaluation=out / "evaluation.json",
@@ -147,15 +153,23 @@ def _options(module: Any, task: str, options: Mapping[str, Any]) -> dict[str, An
     return given
 
 
-def folder_of(run: Path, task: str, split: SplitName, options: Mapping[str, Any], external: Path | None = None) -> Path:
-    """Where the evaluation of a run with these options is. external: the cache, if that is not the run's own.
+def folder_of(
+    run: Path, task: str, split: SplitName, options: Mapping[str, Any], external: Path | None = None, mark: str = ""
+) -> Path:
+    """Where the evaluation of a run with these options is.
+
+    external: the cache, if that is not the run's own. mark: see `Inference`.
 
     Raises:
         UsageError: an option that this task's workflow does not know.
     """
     given = _options(find("task", task, TASKS), task, options)
     name = split if external is None else f"{split}-{external.name}"
-    return run / "evaluation" / "-".join([name, *(_mark(key, value) for key, value in given.items())])
+    return (
+        run
+        / "evaluation"
+        / "-".join([name, *(_mark(key, value) for key, value in given.items()), *([mark] if mark else [])])
+    )
 
 
 def _mark(option: str, value: Any) -> str:

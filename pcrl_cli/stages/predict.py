@@ -23,9 +23,10 @@ from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.labelled import Imaged, Preparation, Volumes, prepare_images
 from pcrl_cli.data.pictures import PicturePreparation, preparation, prepare_picture
 from pcrl_cli.data.volume import Volume, as_filed
+from pcrl_cli.engine.inference import Inference, ready
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
-from pcrl_cli.engine.trainer import Device, resolve_device
+from pcrl_cli.engine.trainer import Device, Precision, resolve_device
 from pcrl_cli.pure.crops import to_int16
 from pcrl_cli.pure.volumes import label_map
 from pcrl_cli.readers.brats import find_sequences
@@ -132,7 +133,7 @@ class Predictor:
     regions: Mapping[str, tuple[int, ...]]
     values: Mapping[int, int]
     device: torch.device
-    autocast: bool
+    inference: Inference
 
     @property
     def flat(self) -> bool:
@@ -180,7 +181,7 @@ class Predictor:
 
     def _regions(self, stored: np.ndarray, grid: Grid, native: Grid) -> np.ndarray:
         with tf32(False):  # the same numbers on every card
-            found = self.task.infer(torch.from_numpy(stored), self.config, self.autocast)  # type: ignore[operator]
+            found = self.task.infer(torch.from_numpy(stored), self.config)  # type: ignore[operator]
         return native_regions(found.float().numpy(), grid, native, self.config, self.regions)
 
 
@@ -192,7 +193,8 @@ def predict(
     modalities: Mapping[str, Path] | None = None,
     layers: Sequence[Layer] = (),
     device: Device = "auto",
-    autocast: bool = True,
+    precision: Precision = "auto",
+    compile: bool = False,
     overwrite: bool = False,
     listener: Listener | None = None,
 ) -> PredictResult | PredictLabelsResult:
@@ -208,6 +210,8 @@ def predict(
         inputs: image files (NIfTI, MHD, NRRD) or folders of one DICOM series; for tasks of several sequences, folders
             with CASE_flair.nii.gz and so on; for a network of pictures, their files.
         modalities: one more case, its files by sequence.
+        precision: auto is fp32 on every device, so that the masks are those that `evaluate` scores.
+        compile: torch.compile of the network, which pays for many scans.
         layers: `learner.*` settings of inference: window, windows, overlap, tta, threshold, largest_component.
         overwrite: predict again what is there; masks of another run or of other settings are deleted.
 
@@ -218,6 +222,7 @@ def predict(
     listener, opened = listener or Listener(), Run.load(run)
     settings = settings_of(opened, run, None)
     module = find("task", settings.task, TASKS)
+    how = Inference("bf16" if precision == "bf16" else "fp32", compile)
     if module.GROUP in PREDICTORS:
         labels: PredictLabelsResult = import_module(PREDICTORS[module.GROUP]).predict_labels(
             opened,
@@ -227,6 +232,7 @@ def predict(
             modalities=modalities or {},
             layers=layers,
             device=device,
+            inference=how,
             overwrite=overwrite,
             listener=listener,
         )
@@ -235,10 +241,11 @@ def predict(
         raise ConfigError(
             f"{run} is of the task {settings.task}, which has no masks to predict; give a run of lits, brats or segment"
         )
-    predictor = load(opened, settings, module, layers, resolve_device(device), autocast)
+    where = resolve_device(device)
+    predictor = load(opened, settings, module, layers, where, how)
     cases, failed = new_cases(inputs, modalities or {}, predictor.channels, predictor.flat)
     book = Book.open(out, _facts(opened, predictor), overwrite, ".png" if predictor.flat else ".nii.gz")
-    made, skipped, notes = list[str](), list[str](), unfinished(run)
+    made, skipped, notes = list[str](), list[str](), unfinished(run) + how.notes
     listener.begin("predicting", len(cases), "scans")
     try:
         for done, case in enumerate(cases, start=1):
@@ -316,7 +323,7 @@ def load(
     module: ModuleType,
     layers: Sequence[Layer],
     device: torch.device,
-    autocast: bool,
+    inference: Inference,
 ) -> Predictor:
     """The run's best or last weights (hash checked), for new images.
 
@@ -333,7 +340,7 @@ def load(
     values = {int(code): int(label) for code, label in prepared.get("label_values", {}).items()}
     channels = tuple(prepared.get("channel_names", ("picture",)))
     regions = module.REGIONS or learned
-    return Predictor(module, task.to(device).eval(), config, how, channels, regions, values, device, autocast)
+    return Predictor(module, ready(task, device, inference), config, how, channels, regions, values, device, inference)
 
 
 def prepared_by(run: Run) -> dict[str, Any]:
@@ -362,8 +369,8 @@ def _facts(run: Run, predictor: Predictor) -> dict[str, Any]:
     return {
         "weights": files.sha256_file(run.weights_path()),
         "inference": predictor.config.model_dump(mode="json"),
-        "autocast": predictor.autocast and predictor.device.type == "cuda",  # as `Segmentation.infer` takes it
-    }
+        "autocast": predictor.inference.precision == "bf16",
+    } | ({"compile": True} if predictor.inference.compile else {})
 
 
 def _valued(labels: np.ndarray, values: Mapping[int, int]) -> np.ndarray:

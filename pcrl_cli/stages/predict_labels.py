@@ -20,6 +20,7 @@ from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.core.learner import Stored, Task
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.data.volume import prepare
+from pcrl_cli.engine.inference import Inference, ready
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.engine.tf32 import tf32
 from pcrl_cli.engine.trainer import resolve_device
@@ -98,6 +99,7 @@ def predict_labels(
     modalities: Mapping[str, Path],
     layers: Sequence[Layer],
     device: Any,
+    inference: Inference,
     overwrite: bool,
     listener: Listener,
 ) -> PredictLabelsResult:
@@ -112,10 +114,11 @@ def predict_labels(
         ConfigError: a setting, of which there are none here; `out` holds predictions of another run.
     """
     _refuse_settings(settings, modalities, layers)
-    labeller = load(opened, settings, resolve_device(device))
+    labeller = load(opened, settings, resolve_device(device), inference)
     cases, failed, notes = new_images(inputs, labeller.dim)
-    notes += unfinished(opened.folder)
+    notes += unfinished(opened.folder) + inference.notes
     facts = {"weights": files.sha256_file(opened.weights_path()), "classes": list(labeller.classes)}
+    facts |= {"inference": inference.mark} if inference.mark else {}
     book = cast(LabelBook, LabelBook.open(out, facts, overwrite))
     made, skipped = list[str](), list[str]()
     listener.begin("predicting", len(cases), "images" if labeller.dim == 2 else "scans")
@@ -144,7 +147,7 @@ def predict_labels(
     )
 
 
-def load(run: Run, settings: FinetuneSettings, device: torch.device) -> Labeller:
+def load(run: Run, settings: FinetuneSettings, device: torch.device, inference: Inference) -> Labeller:
     """The run's best or last weights (hash checked), for new images.
 
     Raises:
@@ -161,7 +164,7 @@ def load(run: Run, settings: FinetuneSettings, device: torch.device) -> Labeller
     checkpoint = unseal(run.weights_path().parent)
     task = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
     task.load_state_dict(checkpoint.model)
-    return Labeller(task.to(device).eval(), stored.classes, how, device)
+    return Labeller(ready(task, device, inference), stored.classes, how, device)
 
 
 def new_images(inputs: Sequence[Path], dim: int) -> tuple[list[NewImage], dict[str, str], list[str]]:

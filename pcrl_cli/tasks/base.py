@@ -174,7 +174,7 @@ class Segmentation(Task):
 
     @torch.no_grad()
     def infer(
-        self, image: Num[Tensor, "c x y z"], config: SegmentationConfig | None = None, autocast: bool = True
+        self, image: Num[Tensor, "c x y z"], config: SegmentationConfig | None = None
     ) -> Float[Tensor, "r x y z"]:
         """Probabilities of a whole volume by a sliding window, blended with Gaussian weights; in eval mode.
 
@@ -185,7 +185,6 @@ class Segmentation(Task):
         Args:
             image: as stored, or float32 in stored units.
             config: other window, overlap or tta than the task's own.
-            autocast: bf16 on CUDA.
         """
         from monai.inferers import sliding_window_inference
 
@@ -196,8 +195,7 @@ class Segmentation(Task):
         mirrors = mirrors_of(dim if config.tta else 0)
 
         def probabilities(window: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast and device.type == "cuda"):
-                return mean_over_mirrors(lambda x: torch.sigmoid(self.network(x).float()), self.seen(window), mirrors)
+            return mean_over_mirrors(lambda x: torch.sigmoid(self.network(x).float()), self.seen(window), mirrors)
 
         what = f"a window of {_by(window)} {'pixels' if dim == 2 else 'voxels'}, {config.windows} at once"
         with blame_memory(what, device.type, _less(config, window)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pcrl_cli.augment.chains import take
-from pcrl_cli.augment.rubik import Moves, draw_moves, inverse, turn
+from pcrl_cli.augment.rubik import Moves, at_once, draw_moves, inverse, turn
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.rng import Stream
 
@@ -59,6 +59,16 @@ def test_quarter_turns_only_where_the_plane_is_square_and_every_layer_and_turn_i
     assert set(moves.turns[moves.axis != 2].tolist()) == {2}
     for axis, layers in enumerate((8, 8, 4)):
         assert set(moves.layer[moves.axis == axis].tolist()) == set(range(layers))
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "count"),
+    [((16, 16, 8), 4, 40), ((8, 12, 16), 4, 20), ((6, 6, 6), 6, 3), ((9, 9, 9), 3, 30), ((8, 8, 8), 2, 0)],
+)
+def test_all_moves_at_once_are_the_moves_one_by_one(shape, side, count):
+    batch, moves = torch.rand(5, 2, *shape), draw_moves(streams("once", 5), shape, side, count)
+    for some in (moves, inverse(moves)):
+        assert torch.equal(at_once(batch, some), turn(batch, some))
 
 
 def test_sub_cubes_that_do_not_fill_the_view_are_refused():

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from chain import Chain, finetune_layers, prep_layers
+from chain import Chain, contents, finetune_layers, prep_layers
 from sklearn.metrics import roc_auc_score
 
 from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, ThresholdError, UsageError
@@ -222,3 +222,21 @@ def test_torn_weights_are_an_integrity_error(chain, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(IntegrityError):
         evaluate(tmp_path / "r", workspace=chain.workspace)
+
+
+def test_another_precision_is_scored_beside_the_runs_own_numbers_and_says_so(chain, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(chain.tuned.run, run)
+    own = contents(run / "evaluation/test")
+    half = evaluate(run, workspace=chain.workspace, precision="bf16")
+    assert half.evaluation.parent.name == "test-bf16"
+    assert any("bfloat16" in note for note in half.notes)
+    assert contents(run / "evaluation/test") == own
+    assert not any("bfloat16" in note for note in chain.evaluated.notes)
+    a, b = (predictions(result)["probability"] for result in (chain.evaluated, half))
+    assert (a != b).any()
+    np.testing.assert_allclose(a, b, atol=0.02)
+
+
+def test_float32_is_the_runs_own_precision(chain):
+    assert evaluate(chain.tuned.run, workspace=chain.workspace, precision="fp32") == chain.evaluated

@@ -19,6 +19,7 @@ from pcrl_cli.cli.app import app
 from pcrl_cli.core.errors import ConfigError, DataError, MachineError, UsageError
 from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.volume import Volume, index_to_world
+from pcrl_cli.engine.inference import Inference
 from pcrl_cli.engine.run import Run
 from pcrl_cli.phantoms.paint import turned
 from pcrl_cli.readers.volume_io import read_volume, write_mask, write_mhd, write_nifti
@@ -110,7 +111,7 @@ def brats_run(tmp_path_factory) -> Path:
 def bright(monkeypatch):
     """A network that finds what is bright: each region is less of it."""
 
-    def infer(self, image, config=None, autocast=True):
+    def infer(self, image, config=None):
         x = self.input(image)[0]
         return torch.stack([(x > 0.8 + 0.5 * k).float() for k in range(len(self.regions))])
 
@@ -315,16 +316,26 @@ def test_a_window_that_was_set_is_the_same_setting_when_the_command_runs_again(l
 def test_the_record_says_whether_half_precision_decided_the_masks(lits_run):
     opened = Run.load(lits_run)
     settings = settings_of(opened, lits_run, None)
-    made = stage.load(opened, settings, lits, (), torch.device("cpu"), autocast=True)
+    made = stage.load(opened, settings, lits, (), torch.device("cpu"), Inference())
     assert stage._facts(opened, made)["autocast"] is False
-    assert stage._facts(opened, replace(made, device=torch.device("cuda")))["autocast"] is True
-    assert stage._facts(opened, replace(made, device=torch.device("cuda"), autocast=False))["autocast"] is False
+    assert "compile" not in stage._facts(opened, made)  # as before there was the option: old folders are gone on with
+    assert stage._facts(opened, replace(made, inference=Inference("bf16")))["autocast"] is True
+    assert stage._facts(opened, replace(made, inference=Inference(compile=True)))["compile"] is True
+
+
+def test_masks_of_another_precision_are_not_mixed_with_a_runs_own(lits_run, tmp_path):
+    path, out = scan(tmp_path / "a.nii.gz"), tmp_path / "out"
+    predict(lits_run, [path], out, device="cpu")
+    assert predict(lits_run, [path], out, device="cpu", precision="fp32").skipped == ["a"]
+    with pytest.raises(ConfigError, match="of another run or with other settings"):
+        predict(lits_run, [path], out, device="cpu", precision="bf16")
+    assert predict(lits_run, [path], tmp_path / "half", device="cpu", precision="bf16").made == ["a"]
 
 
 def test_regions_that_a_network_does_not_nest_are_written_as_they_are_scored(brats_run, tmp_path, monkeypatch):
     """ET where TC is not, and TC where WT is not."""
 
-    def infer(self, image, config=None, autocast=True):
+    def infer(self, image, config=None):
         x = self.input(image)[0]
         return torch.stack([(x > 1).float(), (x < -0.4).float(), ((x > -0.3) & (x < -0.1)).float()])
 
@@ -425,7 +436,7 @@ def test_values_that_are_no_hu_and_heads_with_skull_are_doubted(lits_run, brats_
 
 
 def test_want_of_memory_ends_the_command(lits_run, tmp_path, monkeypatch):
-    def infer(self, image, config=None, autocast=True):
+    def infer(self, image, config=None):
         raise MachineError("not enough memory on cpu for a window; try less") from MemoryError()
 
     monkeypatch.setattr(Segmentation, "infer", infer)
