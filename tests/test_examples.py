@@ -207,7 +207,7 @@ def test_the_evidence_is_prepared_from_the_files_as_they_are_published(tmp_path)
     }
     assert {name: m["totals"]["counts"]["pairs"]["kept"] for name, m in manifests.items()} == {
         "nodules": 48,
-        "adrenal": 16,
+        "adrenal": 24,
     }
     split = files.read_json(tmp_path / "cache" / "adrenal" / "split.json")
     assert {part: len(split[part]) for part in PARTS} == PARTS
