@@ -202,33 +202,45 @@ def _ranks(shop: Workshop, out: Path, ranks: int, asked: int, stop: Callable[[],
     return [wait(pid) for pid in pids]
 
 
-def memory(shop: Workshop, steps: int = 2000) -> Promise:
-    """Memory in use over many steps, the cache in memory and read from disk by the loader's thread.
+SETTLED = 500
+"""Steps before memory is judged: caches of kernels have filled and every part of the libraries has been used once."""
 
-    What the allocator has handed out decides; resident memory, which also holds what it keeps free, is noted beside it.
+
+def memory(shop: Workshop, steps: int = 4500) -> Promise:
+    """Resident memory over many steps, the cache in memory and read from disk by the loader's threads.
+
+    What the allocator has handed out is noted beside it.
     """
-    promise = Promise("memory", "in use: slope < 1 MB per 1,000 steps")
+    promise = Promise("memory", "resident: slope < 1 MB per 1,000 steps")
     slopes = []
     for where in ("ram", "disk"):
-        out, sizes = shop.fresh("long"), shop.root / "sizes.txt"
+        out, sizes = shop.fresh("long"), shop.root / f"sizes_{where}.txt"
         sizes.unlink(missing_ok=True)
 
         def note(done: int, sizes: Path = sizes) -> None:
             if done % 20 == 0:
                 with sizes.open("a", encoding="utf-8") as file:
-                    file.write(f"{done} {_in_use()} {psutil.Process().memory_info().rss}\n")
+                    file.write(f"{done} {psutil.Process().memory_info().rss} {_in_use()}\n")
 
-        pid = shop.start(partial(shop.train, out, where, note, steps))
-        code = wait(pid, 3600)
+        pid = shop.start(partial(shop.train, out, where, note, steps, check_every=50))
+        code = wait(pid, 7200)
         promise.expect(code == 0, f"{where}: ended with {code}: {shop.said()[-200:]}")
         table = np.loadtxt(sizes)
-        table = table[table[:, 0] > 0.25 * steps]  # allocators settle in the first quarter
-        slope, resident = (float(np.polyfit(table[:, 0], table[:, i], 1)[0]) * 1000 / 1e6 for i in (1, 2))
-        slopes.append(f"{where} {slope:+.3f} MB (resident {resident:+.1f} MB)")
+        table = table[table[:, 0] >= min(SETTLED, steps // 4)]
+        slope, start, spread = _line(table[:, 0], table[:, 1])
+        used = _line(table[:, 0], table[:, 2])[0]
+        slopes.append(f"{where} {slope:+.2f} MB (from {start:.0f} MB, spread {spread:.1f}; in use {used:+.3f} MB)")
         promise.expect(slope < 1.0, f"{where}: {slope:.2f} MB per 1,000 steps")
         promise.tried()
-    promise.note = f"{steps} steps each, least squares over the last three quarters: {', '.join(slopes)}"
+    promise.note = f"{steps} steps each, least squares from step {SETTLED} on: {', '.join(slopes)}"
     return promise
+
+
+def _line(steps: np.ndarray, size: np.ndarray) -> tuple[float, float, float]:
+    """Slope per 1,000 steps, value where the steps begin, and standard deviation about the line, in MB of bytes given."""
+    slope, intercept = np.polyfit(steps, size / 1e6, 1)
+    rest = size / 1e6 - (slope * steps + intercept)
+    return float(slope) * 1000, float(slope * steps[0] + intercept), float(rest.std())
 
 
 class _Mallinfo(ctypes.Structure):

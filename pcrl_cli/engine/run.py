@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -320,7 +321,7 @@ def _seal(target: Path, parts: dict[str, dict[str, Tensor]], values: dict[str, A
         hashes = {}
         for name, tensors in parts.items():
             path = draft / f"{name}.safetensors"
-            content = save_tensors({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata or None)
+            content = _to_bytes(tensors, metadata)
             files.write_atomic(path, content)
             hashes[path.name] = hashlib.sha256(content).hexdigest()
         hashes["state.json"] = files.fingerprint([values, hashes])
@@ -333,6 +334,20 @@ def _seal(target: Path, parts: dict[str, dict[str, Tensor]], values: dict[str, A
         ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The content of a safetensors file.
+
+    Made of arrays, since the library's own way for tensors (0.8) leaves a pair of objects a tensor that hold each other:
+    with tens of tensors a checkpoint a process grew by 2 MB per 1,000 steps until the interpreter's next full collection.
+    """
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in plain.items()}
+    except TypeError:  # bfloat16 and the like, which NumPy does not know
+        return save_tensors(plain, metadata or None)
+    return save_arrays(arrays, metadata or None)
 
 
 def _replace(draft: Path, target: Path) -> None:
