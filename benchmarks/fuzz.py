@@ -126,12 +126,12 @@ def _pictures() -> list[bytes]:
 
 def _dicoms() -> list[bytes]:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     data = Dataset()
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    data.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1.1")
     data.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["pcrl"])
     data.Rows, data.Columns, data.SamplesPerPixel, data.PixelRepresentation = 6, 5, 1, 0
     data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
