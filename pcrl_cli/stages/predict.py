@@ -370,12 +370,14 @@ class Book:
         if not (out / RECORD).exists():
             return cls(out, facts, {})
         try:
-            record = files.read_json(out / RECORD)
+            record = files.read_sealed(out / RECORD)
         except IntegrityError as error:
             if overwrite:
                 return cls(out, facts, {})
-            raise IntegrityError(f"{out / RECORD} is torn; predict again with --overwrite") from error
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise IntegrityError(
+                f"{out / RECORD} is torn or was changed; predict again with --overwrite, or choose another --out"
+            ) from error
+        if record.get("schema") != SCHEMA:
             raise ConfigError(f"{out / RECORD} is of another schema than {SCHEMA}; choose another --out")
         if record["facts"] == facts:
             return cls(out, facts, record["cases"])
@@ -409,7 +411,7 @@ class Book:
             "ml": {name: round(value, 6) for name, value in ml.items()},
             "seconds": round(seconds, 3),
         }
-        files.write_json(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
+        files.write_sealed(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
 
     def write_table(self, regions: tuple[str, ...]) -> None:
         """One row a case of the folder."""

@@ -24,7 +24,7 @@ from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Outcome
 from pcrl_cli.networks.transfer import TransferReport, contract_metadata
 from pcrl_cli.stages.results import Plan, Result
@@ -265,7 +265,7 @@ def state_of(out: Path, fingerprint: str) -> str:
 
 def outcome_dict(outcome: Outcome, run: Run) -> dict[str, Any]:
     """How training ended, with the last row's terms."""
-    rows = read_metrics(run.metrics_path)
+    rows = run.rows()
     last = {k.removeprefix("loss/"): v for k, v in rows[-1].items() if k.startswith("loss/")} if rows else {}
     values = asdict(outcome)
     for key in ("seconds", "samples_per_second", "data_wait"):

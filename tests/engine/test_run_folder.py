@@ -360,6 +360,19 @@ def test_metrics_stay_json_and_a_torn_last_line_is_left_out(tmp_path):
     assert [json.loads(line)["step"] for line in run.metrics_path.read_text("utf-8").splitlines()] == [0]
 
 
+@pytest.mark.parametrize("bad", [b"\xff\xfe{", b'{"step": 0', b"[1]", b'{"stop": 1}', b"[" * 100_000, b'"step"'])
+def test_a_damaged_row_costs_itself_alone_and_is_counted(tmp_path, bad):
+    run = new_run(tmp_path)
+    run.log({"step": 0})
+    with run.metrics_path.open("ab") as file:
+        file.write(bad + b"\n")
+    run.log({"step": 1})
+    assert run.rows() == [{"step": 0}, {"step": 1}]
+    assert run.rewind_metrics(2) == 1
+    assert run.rewind_metrics(2) == 0
+    assert run.rows() == [{"step": 0}, {"step": 1}]
+
+
 def test_weights_are_the_best_ones_else_the_last_else_none(tmp_path):
     run = new_run(tmp_path)
     with pytest.raises(ConfigError, match="holds no weights yet"):
