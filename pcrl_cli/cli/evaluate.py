@@ -31,6 +31,7 @@ def command(
     set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Score a fine-tuned run: the task's metrics with intervals, a CSV row a case, report.html."""
@@ -49,7 +50,7 @@ def command(
         fail_under=least,
         workspace=Workspace(workspace),
         device=on,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     rows = {
         "run": f"{result.run} (start: {result.start})",

@@ -32,6 +32,7 @@ def command(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Segment new scans: a NIfTI mask in each input's own grid, and predictions.csv."""
@@ -53,7 +54,7 @@ def command(
         device=on,
         autocast=number != "fp32",
         overwrite=overwrite,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     rows = {
         "run": f"{result.run} (task {result.task})",

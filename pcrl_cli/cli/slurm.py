@@ -28,6 +28,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="Write it there (default: print it)")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Print a batch file that trains on one or many nodes and requeues itself until it is finished."""

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pcrl_cli.augment.pairs import to_unit
 from pcrl_cli.core.case import Case
-from pcrl_cli.core.config import Layer, Settings, build
+from pcrl_cli.core.config import Layer, Settings, build, told
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.files import fingerprint as fingerprint_of
 from pcrl_cli.core.files import write_atomic
@@ -126,7 +126,7 @@ def discover_words(
         raise ConfigError(
             f"{path} is a cache of {source.manifest['kind']}; words are found in scans that gave crop pairs"
         )
-    settings = discover_settings(source, layers)[0]
+    settings, origin = discover_settings(source, layers)
     out = out or workspace.cache(f"{path.name}-words")
     mark = fingerprint_of([settings.model_dump(mode="json"), training.manifest_digest(source)])
     work = workspace.run("discover", path.name, mark)
@@ -142,6 +142,8 @@ def discover_words(
         figures = {"scans": len(cases), "words": settings.words.classes, "scans a word": members, "notes": notes}
         state = "to be continued" if work.exists() or out.exists() else "new"
         return Plan(verb="discover", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
+    for line in told(settings, origin):
+        listener.detail(line)
     for note in notes:
         listener.warn(note)
     if overwrite:

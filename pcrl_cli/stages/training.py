@@ -1,7 +1,7 @@
 """What pre-training and fine-tuning share: settings of a run, the opened cache, weights' contracts."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pcrl_cli import __version__
 from pcrl_cli.core import files
-from pcrl_cli.core.config import Settings, dump_yaml
+from pcrl_cli.core.config import Settings, dump_yaml, told
 from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
 from pcrl_cli.core.learner import Learner, Stored
@@ -281,6 +281,17 @@ def manifest_digest(cache: Cache) -> str:
 
 def count_parameters(learner: Learner) -> int:
     return sum(p.numel() for p in learner.parameters())
+
+
+def note_begin(
+    world: World, listener: Listener, settings: Settings, origin: Mapping[str, str], device: torch.device
+) -> None:
+    """For who wants to know everything: the settings, on what it is computed, and with how many threads."""
+    if world.talks:
+        for line in told(settings, origin):
+            listener.detail(line)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        listener.detail(f"torch {torch.__version__} on {name}, {torch.get_num_threads()} threads")
 
 
 def note_duration(listener: Listener, what: str, seconds: float, on_cpu: bool, hint: str) -> None:
