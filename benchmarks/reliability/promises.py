@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ OFTEN: dict[str, dict[str, Any]] = {"whole": {}, "often": {"checkpoint_minutes":
 """Runs that save every epoch, and after every step."""
 
 
+ROOT = Path(__file__).parents[2]
 _REFERENCES = set[Path]()
 
 
@@ -63,12 +65,15 @@ def exact_resume(shop: Workshop, trials: int = 50) -> Promise:
     return promise
 
 
-def killed_training(shop: Workshop, trials: int = 100) -> Promise:
-    """SIGKILL at a random moment of three checkpoint periods, then the same command again."""
+def killed_training(shop: Workshop, trials: int = 100, first: int = 0) -> Promise:
+    """SIGKILL at a random moment of three checkpoint periods, then the same command again.
+
+    first: number of the first trial: to go on with what was cut short.
+    """
     promise = Promise("`kill -9` while training", "all resume, at most one interval lost")
     wanted = {name: _reference(shop, name, **often) for name, often in OFTEN.items()}
     early = 0
-    for i in range(trials):
+    for i in range(first, first + trials):
         kind = ("whole", "often")[i % 2]
         often, interval = OFTEN[kind], (PER_EPOCH, 1)[i % 2]
         out = shop.fresh("killed")
@@ -89,8 +94,11 @@ def killed_training(shop: Workshop, trials: int = 100) -> Promise:
         if code == 0:
             promise.expect(ending(out) == wanted[kind], f"trial {i}: the end differs")
             promise.expect(not list(out.rglob(".*")), f"trial {i}: left {[p.name for p in out.rglob('.*')]}")
+        promise.note = (
+            f"trials {first} to {i}: at a random step of 12; half of them save after every step; in {early} nothing had been "
+            "saved yet"
+        )
         promise.tried()
-    promise.note = f"at a random step of 12; half of them save after every step; in {early} nothing had been saved yet"
     return promise
 
 
@@ -202,33 +210,49 @@ def _ranks(shop: Workshop, out: Path, ranks: int, asked: int, stop: Callable[[],
     return [wait(pid) for pid in pids]
 
 
-def memory(shop: Workshop, steps: int = 2000) -> Promise:
-    """Memory in use over many steps, the cache in memory and read from disk by the loader's thread.
+SETTLED = 500
+"""Steps before memory is judged: caches of kernels have filled and every part of the libraries has been used once."""
 
-    What the allocator has handed out decides; resident memory, which also holds what it keeps free, is noted beside it.
+
+def memory(shop: Workshop, trials: int = 4500) -> Promise:
+    """Resident memory over many steps, the cache in memory and read from disk by the loader's threads.
+
+    What the allocator has handed out is noted beside it. trials: steps, in one run for each.
     """
-    promise = Promise("memory", "in use: slope < 1 MB per 1,000 steps")
-    slopes = []
-    for where in ("ram", "disk"):
-        out, sizes = shop.fresh("long"), shop.root / "sizes.txt"
+    steps = trials
+    promise = Promise("memory", "resident: slope < 1 MB per 1,000 steps")
+    runs = {}
+    for where in ("ram", "disk"):  # both at once
+        out, sizes = shop.fresh(f"long_{where}"), shop.root / f"sizes_{where}.txt"
         sizes.unlink(missing_ok=True)
-
-        def note(done: int, sizes: Path = sizes) -> None:
-            if done % 20 == 0:
-                with sizes.open("a", encoding="utf-8") as file:
-                    file.write(f"{done} {_in_use()} {psutil.Process().memory_info().rss}\n")
-
-        pid = shop.start(partial(shop.train, out, where, note, steps))
-        code = wait(pid, 3600)
+        runs[where] = shop.start(partial(shop.train, out, where, partial(_weigh, sizes), steps, check_every=50)), sizes
+    slopes = []
+    for where, (pid, sizes) in runs.items():
+        code = wait(pid, 7200)
         promise.expect(code == 0, f"{where}: ended with {code}: {shop.said()[-200:]}")
         table = np.loadtxt(sizes)
-        table = table[table[:, 0] > 0.25 * steps]  # allocators settle in the first quarter
-        slope, resident = (float(np.polyfit(table[:, 0], table[:, i], 1)[0]) * 1000 / 1e6 for i in (1, 2))
-        slopes.append(f"{where} {slope:+.3f} MB (resident {resident:+.1f} MB)")
+        table = table[table[:, 0] >= min(SETTLED, steps // 4)]
+        slope, start, spread = _line(table[:, 0], table[:, 1])
+        used = _line(table[:, 0], table[:, 2])[0]
+        slopes.append(f"{where} {slope:+.2f} MB (from {start:.0f} MB, spread {spread:.1f}; in use {used:+.3f} MB)")
         promise.expect(slope < 1.0, f"{where}: {slope:.2f} MB per 1,000 steps")
         promise.tried()
-    promise.note = f"{steps} steps each, least squares over the last three quarters: {', '.join(slopes)}"
+    promise.note = f"{steps} steps each, least squares from step {SETTLED} on: {', '.join(slopes)}"
     return promise
+
+
+def _weigh(sizes: Path, done: int) -> None:
+    """Writes down what this process holds, every 20 steps."""
+    if done % 20 == 0:
+        with sizes.open("a", encoding="utf-8") as file:
+            file.write(f"{done} {psutil.Process().memory_info().rss} {_in_use()}\n")
+
+
+def _line(steps: np.ndarray, size: np.ndarray) -> tuple[float, float, float]:
+    """Slope per 1,000 steps, value where the steps begin, and standard deviation about the line, in MB of bytes given."""
+    slope, intercept = np.polyfit(steps, size / 1e6, 1)
+    rest = size / 1e6 - (slope * steps + intercept)
+    return float(slope) * 1000, float(slope * steps[0] + intercept), float(rest.std())
 
 
 class _Mallinfo(ctypes.Structure):
@@ -343,6 +367,37 @@ def no_network(shop: Workshop, trials: int = 1) -> Promise:
     return promise
 
 
+def by_tests(name: str, target: str, what: str, *files: str) -> Callable[..., Promise]:
+    """A promise that ordinary tests hold, each of which is a trial; with the slow ones.
+
+    what: of the note. files: below tests/.
+    """
+
+    def run(shop: Workshop, trials: int | None = None) -> Promise:
+        """All tests; there is nothing to have more or fewer of."""
+        promise = Promise(name, target)
+        paths = [str(ROOT / "tests" / file) for file in files]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not soak", "-p", "no:cacheprovider", *paths]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
+        counts = counted(done.stdout)
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        promise.trials = counts["passed"] + counts["failed"] + counts["errors"]
+        promise.failures = failed or ([] if done.returncode == 0 else [f"pytest ended with {done.returncode}"])
+        skipped = f"; {counts['skipped']} skipped here" if counts["skipped"] else ""
+        promise.note = f"tests, each a trial: {what}{skipped}"
+        return promise
+
+    return run
+
+
+def counted(said: str) -> dict[str, int]:
+    """How many tests passed, failed, were skipped or could not begin, by pytest's last line."""
+    last = said.strip().rsplit("\n", 1)[-1]
+    found = {word.removesuffix("s"): int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", last)}
+    return {name: found.get(name.removesuffix("s"), 0) for name in ("passed", "failed", "skipped", "errors")}
+
+
 def _signal_at(step: int | None, number: int = signal.SIGTERM, times: int = 1) -> Callable[[int], None]:
     """What a listener does: sends this process a signal when so many steps are done."""
 
@@ -373,4 +428,33 @@ PROMISES: dict[str, Callable[..., Promise]] = {
     "memory": memory,
     "several_writers": several_writers,
     "no_network": no_network,
+    "torn_files": by_tests(
+        "torn files",
+        "found before use, named, with the way out",
+        "every file that is read again, cut at 4 places, 20 flips, a folder in its place",
+        "stages/test_torn_files.py",
+    ),
+    "not_finite": by_tests(
+        "NaN, Inf",
+        "weights unchanged, batch kept, exit 5, `replay` shows it",
+        "in a voxel, a loss, a gradient, a weight; looked at every step or every n",
+        "engine/test_train_finite.py",
+        "engine/test_train_blind.py",
+        "engine/test_replay.py",
+        "stages/test_stage_replay.py",
+    ),
+    "malformed": by_tests(
+        "malformed input",
+        "0 crashes, 0 hangs",
+        "lying, truncated and flipped scans and pictures in child processes under limits; 600 headers by hypothesis",
+        "readers/test_malformed.py",
+        "readers/test_headers.py",
+    ),
+    "untrusted": by_tests(
+        "untrusted weights",
+        "nothing runs, exit 7",
+        "pickles that call, lying headers, archives that lead out, released weights",
+        "networks/test_untrusted.py",
+        "stages/test_stage_import.py",
+    ),
 }

@@ -119,7 +119,7 @@ class Workshop:
         settings = {
             "learner": LEARNER,
             "probe_every_epochs": 0,
-            "train": {"steps": steps, "batch": BATCH, "check_every": 1000, **train},
+            "train": {"steps": steps, "batch": BATCH, "check_every": 1000} | train,
         }
         workspace = Workspace(self.root / "ws")
         (self.root / "ws" / "runs").mkdir(parents=True, exist_ok=True)  # where hashes are remembered

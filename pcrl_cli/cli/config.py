@@ -17,6 +17,7 @@ def command(
     set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Show the resolved settings of a command and where each value comes from."""

@@ -3,12 +3,13 @@
 import functools
 import json
 import os
+import platform
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec
@@ -46,17 +47,17 @@ def stderr() -> Console:
 
 
 class Bars(Listener):
-    """Bars with the time left on a terminal; elsewhere one line every 30 seconds."""
+    """Bars with the time left on a terminal; elsewhere one line every 30 seconds; verbose: a line at every advance."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console, self.quiet = stderr(), quiet
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.console, self.quiet, self.verbose = stderr(), quiet and not verbose, verbose
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.what, self.total, self.unit, self.printed = "", 0, "", 0.0
 
     def begin(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit, self.printed = what, total, unit, time.monotonic()
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet or self.verbose or not self.console.is_terminal:
             return
         columns = (
             TextColumn("{task.description}"),
@@ -75,7 +76,7 @@ class Bars(Listener):
         text = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=done, figures=text.replace("samples per second", "samples/s"))
-        elif not self.quiet and time.monotonic() - self.printed > LINE_SECONDS:
+        elif self.verbose or (not self.quiet and time.monotonic() - self.printed > LINE_SECONDS):
             self.printed = time.monotonic()
             self._print(f"{self.what}: {done} of {self.total} {self.unit}" + (f", {text}" if text else ""))
 
@@ -86,6 +87,10 @@ class Bars(Listener):
 
     def say(self, text: str) -> None:
         if not self.quiet:
+            self._print(text)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
             self._print(text)
 
     def warn(self, text: str) -> None:
@@ -139,14 +144,50 @@ def _text(value: Any) -> str:
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors end in one sentence on stderr and the documented exit code."""
+    """A command whose errors end in one sentence on stderr and the documented exit code.
+
+    With -v it also says on what it runs and, when it is over, how long it took.
+    """
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        with errors(bool(kwargs.get("debug"))):
+        with errors(bool(kwargs.get("debug"))), _told(bool(kwargs.get("verbose")), bool(kwargs.get("quiet"))):
             function(*args, **kwargs)
 
     return guarded
+
+
+@contextmanager
+def _told(verbose: bool, quiet: bool) -> Iterator[None]:
+    """What -v says of any command, on stderr.
+
+    Raises:
+        UsageError: -q too.
+    """
+    if not verbose:
+        yield
+        return
+    if quiet:
+        raise UsageError("-q asks for less and -v for more; give one of them")
+    began = time.monotonic()
+    stderr().print(_environment(), markup=False)
+    try:
+        yield
+    finally:
+        stderr().print(f"took {time.monotonic() - began:.1f} s", markup=False)
+
+
+def _environment() -> str:
+    """Versions and cores, without importing what the command may not need."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from pcrl_cli import __version__
+
+    found = [f"pcrl {__version__}", f"Python {platform.python_version()}"]
+    for name in ("torch", "numpy", "simpleitk"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return f"{', '.join(found)}, {platform.system()}, {os.cpu_count()} cores"
 
 
 @contextmanager

@@ -22,6 +22,7 @@ def command(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Run the whole chain on images that the program makes itself; a few minutes on two cores."""
@@ -36,7 +37,7 @@ def command(
         finetune_epochs=epochs,
         width=width,
         seed=seed,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     name = result.metric.replace("_", " ")
     rows: dict[str, Any] = {f"{name}, {start}": console.estimate(e) for start, e in result.scores.items()}

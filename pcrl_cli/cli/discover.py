@@ -40,6 +40,7 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Find visual words in the training scans or images, for `pcrl pretrain --method transvw`."""
@@ -63,7 +64,7 @@ def command(
         device=on,
         overwrite=overwrite,
         dry_run=dry_run,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     if isinstance(result, Plan):
         return console.show_plan(result, json, quiet)

@@ -11,6 +11,7 @@ def command(
     workspace: options.WorkspaceDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Say whether this machine is fit: torch, CUDA, cuDNN, a bf16 convolution, memory, disk."""

@@ -33,6 +33,7 @@ def command(
     set_: options.Set = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Score a fine-tuned run: the task's metrics with intervals, a CSV row a case, report.html."""
@@ -54,7 +55,7 @@ def command(
         device=on,
         precision=number,
         compile=compile,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     rows = {
         "run": f"{result.run} (start: {result.start})",

@@ -40,6 +40,7 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Train a task from pre-trained weights, or from scratch without."""
@@ -65,7 +66,7 @@ def command(
         cache_on=where,
         overwrite=overwrite,
         dry_run=dry_run,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     if isinstance(result, Plan):
         return console.show_plan(result, json, quiet)

@@ -15,6 +15,7 @@ def command(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Turn the authors' released weights into an encoder with a contract; nothing in the file is run."""

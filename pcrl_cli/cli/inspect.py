@@ -13,6 +13,7 @@ def command(
     path: Annotated[Path, typer.Argument(help="A cache, a run, or a weights file")],
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Say what a path is."""

@@ -37,6 +37,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Redo what is there
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, do nothing", rich_help_panel=EVERYWHERE)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object", rich_help_panel=EVERYWHERE)]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the path only; no bars", rich_help_panel=EVERYWHERE)]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "-v", "--verbose", help="More on stderr: settings and origins, versions, every step", rich_help_panel=EVERYWHERE
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks", rich_help_panel=EVERYWHERE)]
 
 Recipe = Annotated[

@@ -37,6 +37,7 @@ def command(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Predict new images: a mask in each input's own grid, or the classes' probabilities, and predictions.csv."""
@@ -59,7 +60,7 @@ def command(
         precision=number,
         compile=compile,
         overwrite=overwrite,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     found: dict[str, Any]
     if isinstance(result, PredictResult):

@@ -70,6 +70,7 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Turn raw scans into a cache of crops, or of images: resumable, parallel, sealed with hashes."""
@@ -103,7 +104,7 @@ def command(
         options=console.given(patients=patients, candidates=candidates, labels=labels, masks=masks, regions=regions),
         dry_run=dry_run,
         overwrite=overwrite,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     if isinstance(result, Plan):
         return console.show_plan(result, json, quiet)

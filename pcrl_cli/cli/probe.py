@@ -23,6 +23,7 @@ def command(
     workspace: options.WorkspaceDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """k-NN and linear-probe AUROC on frozen features."""
@@ -38,7 +39,7 @@ def command(
         split=part,
         workspace=Workspace(workspace),
         device=on,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     rows = {
         "weights": result.weights,

@@ -15,6 +15,7 @@ def command(
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Show a captured non-finite step again: its losses, and which tensor was the first."""

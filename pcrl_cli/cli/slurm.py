@@ -31,6 +31,7 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="Write it there (default: print it)")] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Print a batch file: a training on one or many nodes, or an array for prep or table; it requeues itself."""

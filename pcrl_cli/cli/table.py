@@ -22,6 +22,7 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Make a whole comparison: methods x labelled ratios x seeds; run the same command again to continue."""
@@ -40,7 +41,7 @@ def command(
         device=on,
         cache_on=where,
         dry_run=dry_run,
-        listener=console.Bars(quiet or json),
+        listener=console.Bars(quiet or json, verbose),
     )
     if isinstance(result, Plan):
         return console.show_plan(result, json, quiet)

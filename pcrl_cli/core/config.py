@@ -272,6 +272,12 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+def told(model: BaseModel, origin: Mapping[str, str]) -> list[str]:
+    """Every setting in a line: what it is, and who said so."""
+    values = leaves(model.model_dump(mode="json"))
+    return [f"{key}: {value} ({origin.get(key, 'default')})" for key, value in values]
+
+
 def dump_yaml(model: BaseModel) -> str:
     """The settings as `--config` reads them back."""
     return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)

@@ -16,5 +16,8 @@ class Listener:
     def say(self, text: str) -> None:
         """One line worth knowing."""
 
+    def detail(self, text: str) -> None:
+        """One line for who wants to know everything."""
+
     def warn(self, text: str) -> None:
         """One line that the user should act on or know of."""

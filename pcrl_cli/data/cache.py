@@ -419,6 +419,18 @@ class Cache:
             write_json(memory, known)
         return hashed
 
+    def remember(self, cases: Iterable[str], memory: Path) -> None:
+        """Notes shards that were hashed while they were written, as `verify` notes those that it has read.
+
+        Raises:
+            MachineError: the note cannot be written. IntegrityError: a shard is missing or of another size.
+        """
+        known = _remembered(memory)
+        for case in cases:
+            record = self.records[case]
+            known[self._identity(shard_path(self.path, case), record)] = record["sha256"]
+        write_json(memory, known)
+
     def _identity(self, path: Path, record: Record) -> str:
         """What a file is recognised by; its size is checked on the way."""
         try:

@@ -595,8 +595,9 @@ class Trainer:
             raise MachineError(
                 f"the ranks see different checkpoints in {self.run.folder}; put it on a disk that all nodes share"
             )
-        if self.world.talks:
-            self.run.rewind_metrics(self.step)
+        damaged = self.run.rewind_metrics(self.step) if self.world.talks else 0
+        if damaged:
+            self.listener.warn(f"{self.run.metrics_path} had {damaged} damaged rows, which are left out")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.learner.load_state_dict(checkpoint.model)

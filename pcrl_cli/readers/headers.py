@@ -7,6 +7,7 @@ streams are run through to their checksum, and NIfTI's floating-point voxels are
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -172,7 +173,7 @@ def _check_finite(path: Path, declared: Declared, dtype: "np.dtype[np.floating]"
 
 def _beside(path: Path, name: str) -> Path:
     """The file of voxels that a header names: it has to lie in the header's folder."""
-    if not name or len(name) > 255 or not name.isprintable():
+    if not name or len(os.fsencode(name)) > 255 or not name.isprintable():  # the system counts bytes, not letters
         raise DataError(f"{path} names {name[:40]!r} for its voxels, which names no file: correct its header.")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(f"{path} names {name!r} for its voxels, outside its own folder: correct its header.")

@@ -1,5 +1,7 @@
 """Image files to Volumes and back: MetaImage, NIfTI, NRRD and DICOM series. The only place that knows SimpleITK."""
 
+import errno
+import gzip
 import os
 import re
 import tempfile
@@ -8,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int16, Num, UInt
@@ -182,10 +184,24 @@ def _write_nifti(array: Num[np.ndarray, "i j k"], grid: Volume | Grid, path: Pat
     try:
         with _itk_to_os(path):
             sitk.WriteImage(image, str(temporary), useCompression=True)
+            if not _holds(temporary, array.nbytes):
+                raise RuntimeError("the library could not write it and did not say so")
         sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _holds(path: Path, nbytes: int) -> bool:
+    """Whether so many bytes are in a file just written; a small one on a full disk is left empty without a word."""
+    total = 0
+    with cast(IO[bytes], gzip.open(path) if suffix(path) == ".nii.gz" else path.open("rb")) as file:
+        try:
+            while chunk := file.read(1 << 20):
+                total += len(chunk)
+        except (OSError, EOFError, zlib.error):
+            return False
+    return total >= nbytes
 
 
 @contextmanager
@@ -193,11 +209,11 @@ def _itk_to_os(path: Path) -> Iterator[None]:
     """The imaging library says little about why it could not write; the folder is asked."""
     try:
         yield
-    except RuntimeError:
+    except RuntimeError as error:
         with tempfile.TemporaryFile(dir=Path(path).parent) as probe:
             probe.write(bytes(1 << 20))
             probe.flush()
-        raise
+        raise OSError(errno.EIO, "the file could not be written whole", str(path)) from error
 
 
 def _words(numbers: Float64[np.ndarray, " n"]) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from pydantic import Field, PositiveInt, model_validator
 
 from pcrl_cli.augment.pairs import slices
-from pcrl_cli.core.config import Layer, Settings, build
+from pcrl_cli.core.config import Layer, Settings, build, told
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.files import fingerprint as fingerprint_of
 from pcrl_cli.core.listener import Listener
@@ -136,7 +136,7 @@ def discover_words(
     source = open_cache(path)
     if dim is not None:
         training.require_dim(source, int(dim[0]))
-    settings = discover_settings(source, layers)[0]
+    settings, origin = discover_settings(source, layers)
     out = out or workspace.cache(words_name(path.name, settings.set_aside))
     mark = fingerprint_of([settings.model_dump(mode="json"), training.manifest_digest(source)])
     work = workspace.run("discover", path.name, mark)
@@ -152,6 +152,8 @@ def discover_words(
         facts = {"patients": n, "words": settings.words.classes, "patients a word": many, "notes": notes}
         state = "to be continued" if work.exists() or out.exists() else "new"
         return Plan(verb="discover", out=out, state=state, settings=settings.model_dump(mode="json"), figures=facts)
+    for line in told(settings, origin):
+        listener.detail(line)
     for note in notes:
         listener.warn(note)
     if overwrite:

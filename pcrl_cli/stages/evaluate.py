@@ -91,7 +91,7 @@ def evaluate(
     opened_run = Run.load(folder)
     settings = settings_of(opened_run, folder, task)
     own = _own_cache(opened_run, needed=cache is None)
-    opened = training.open_verified(cache or own, workspace.root / "runs" / ".verified.json")
+    opened = training.open_verified(cache or own, workspace.verified)
     module = find("task", settings.task, TASKS)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     external = opened.path.resolve() != own

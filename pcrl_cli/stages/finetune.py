@@ -131,7 +131,7 @@ def finetune(
         ConfigError: the weights are of another architecture, or saw patients of the validation or test part.
     """
     listener, workspace = listener or Listener(), workspace or Workspace()
-    settings = finetune_settings(task, recipe, layers)[0]
+    settings, origin = finetune_settings(task, recipe, layers)
     if weights is not None:
         settings = settings.model_copy(update={"weights": str(weights.resolve())})
     if init is not None:
@@ -140,6 +140,7 @@ def finetune(
         raise UsageError("--weights and --init both say what to start from; give one of them")
     where = resolve_device(device)
     with training.joined(where) as world:
+        training.note_begin(world, listener, settings, origin, where)
         return _finetune(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
 
 
@@ -159,7 +160,7 @@ def _finetune(
     listener = listener if world.talks else Listener()
     module = find("task", settings.task, TASKS)
     path = cache or workspace.find_cache(module.DIM, module.GROUP, getattr(module, "DATA_SET", settings.task))
-    opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
+    opened = training.open_by_all(world, path, workspace.verified, dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
     loaded = _start(settings)

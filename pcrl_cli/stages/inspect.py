@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.data.cache import open_cache
-from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.engine.run import Run
 from pcrl_cli.networks.transfer import read_weights
 from pcrl_cli.stages.export import SUFFIXES
 from pcrl_cli.stages.results import Result
@@ -82,7 +82,7 @@ def _cache(path: Path) -> dict[str, Any]:
 
 def _run(path: Path) -> dict[str, Any]:
     run = Run.load(path)
-    rows = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
+    rows = run.rows()
     last = rows[-1] if rows else {}
     return {
         "verb": run.record["verb"],

@@ -522,12 +522,14 @@ class Book:
         if not (out / RECORD).exists():
             return cls(out, facts, {}, ending)
         try:
-            record = files.read_json(out / RECORD)
+            record = files.read_sealed(out / RECORD)
         except IntegrityError as error:
             if overwrite:
                 return cls(out, facts, {}, ending)
-            raise IntegrityError(f"{out / RECORD} is torn; predict again with --overwrite") from error
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise IntegrityError(
+                f"{out / RECORD} is torn or was changed; predict again with --overwrite, or choose another --out"
+            ) from error
+        if record.get("schema") != SCHEMA:
             raise ConfigError(f"{out / RECORD} is of another schema than {SCHEMA}; choose another --out")
         if record["facts"] == facts:
             return cls(out, facts, record["cases"], ending)
@@ -568,7 +570,7 @@ class Book:
         self.save()
 
     def save(self) -> None:
-        files.write_json(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
+        files.write_sealed(self.out / RECORD, {"schema": SCHEMA, "facts": self.facts, "cases": self.cases})
 
     def write_table(self, regions: tuple[str, ...], unit: str = "ml") -> None:
         """One row a case of the folder."""

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,15 +13,15 @@ from typing import Any, ClassVar, Literal
 from pcrl_cli import __version__
 from pcrl_cli.core import files
 from pcrl_cli.core.case import Case
-from pcrl_cli.core.config import Layer, build, leaves, picked
+from pcrl_cli.core.config import Layer, build, leaves, picked, told
 from pcrl_cli.core.config import recipe as recipe_values
-from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, UsageError
+from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, MachineError, UsageError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan
 from pcrl_cli.data.build import auto_jobs, settings_of, uncut
 from pcrl_cli.data.build import build as build_cache
-from pcrl_cli.data.cache import forget_others, images_in, read_split
+from pcrl_cli.data.cache import forget_others, images_in, open_cache, read_split
 from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
 from pcrl_cli.readers.masks import MASK
@@ -150,6 +151,8 @@ def prep(
         state = "finished, if no scan has changed"
     if dry_run:
         return Plan(verb="prep", out=out, state=state, settings=settings.model_dump(mode="json"), figures=figures)
+    for line in told(settings, origin):
+        listener.detail(line)
     listener.say(
         f"{figures['to prepare']} of {_count(cases)} {kind.UNIT} from {data}, {workers} processes (up to "
         f"{peak_bytes / 1e9:.1f} GB of memory each), about {figures['gigabytes']} GB to {out}"
@@ -194,6 +197,7 @@ def prep(
         listener.warn(f"left out {case}: {reason}")
     if len(result.bad) > SAID:
         listener.warn(f"and {len(result.bad) - SAID} others: see {out / 'bad_cases.jsonl'}")
+    _remember(out, result.made, workspace)
     split = read_split(out)
     return PrepResult(
         cache=out,
@@ -212,6 +216,14 @@ def prep(
         bytes=result.manifest["totals"]["bytes"],
         seconds=round(time.perf_counter() - began, 2),
     )
+
+
+def _remember(out: Path, made: Collection[str], workspace: Workspace) -> None:
+    """A workspace's own cache is not read again by its first run: the shards' hashes were taken as they were written."""
+    if made and out.resolve().is_relative_to(workspace.root.resolve()):
+        with suppress(MachineError, IntegrityError, OSError):  # a note is no reason to fail
+            workspace.verified.parent.mkdir(exist_ok=True)
+            open_cache(out).remember(made, workspace.verified)
 
 
 def require(result: PrepResult, max_bad: float) -> None:

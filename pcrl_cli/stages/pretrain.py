@@ -145,9 +145,10 @@ def pretrain(
     listener, workspace = listener or Listener(), workspace or Workspace()
     if dim is not None and cache is not None:
         training.require_dim(open_cache(cache), axes(dim))
-    settings = pretrain_settings(method, recipe, dim, layers, preset)[0]
+    settings, origin = pretrain_settings(method, recipe, dim, layers, preset)
     where = resolve_device(device)
     with training.joined(where) as world:
+        training.note_begin(world, listener, settings, origin, where)
         return _pretrain(settings, cache, out, workspace, where, cache_on, overwrite, dry_run, world, listener)
 
 
@@ -168,7 +169,7 @@ def _pretrain(
     dim = axes(settings.dim)
     group = find("method", settings.method, METHODS).GROUPS[dim]
     path = cache or workspace.find_cache(dim, group)
-    opened = training.open_by_all(world, path, workspace.root / "runs" / ".verified.json", dry_run)
+    opened = training.open_by_all(world, path, workspace.verified, dry_run)
     training.require_dim(opened, dim)
     training.require_group(opened, group, f"method {settings.method}")
     _require_recipe(opened, settings)

@@ -112,7 +112,7 @@ def _opened(
     if module.DIM not in (None, dim):
         raise ConfigError(f"{source} is a {dim}D encoder, and the task {name} is of {module.DIM}D images; give another")
     path = cache or workspace.find_cache(dim, module.GROUP)
-    opened = training.open_verified(path, workspace.root / "runs" / ".verified.json")
+    opened = training.open_verified(path, workspace.verified)
     training.require_dim(opened, dim)
     return opened, name, *encoder_of(source, opened)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from pcrl_cli.core import files
 from pcrl_cli.core.config import leaves
 from pcrl_cli.core.errors import ConfigError, IntegrityError, UsageError
-from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.engine.run import Run
 from pcrl_cli.pure.metrics import roc_points
 from pcrl_cli.report import figures
 from pcrl_cli.report.html import (
@@ -62,7 +62,7 @@ def pretrain_report(run: Run, result: "PretrainResult", pictures: dict[str, np.n
     }
     sections = [
         Section("Run", [Facts(facts), Notes(outcome["alarms"], "warning")]),
-        *training_sections(read_metrics(run.metrics_path)),
+        *training_sections(run.rows()),
         Section(
             "Views as the network saw them",
             [
@@ -94,7 +94,7 @@ def finetune_report(run: Run, result: "FinetuneResult") -> None:
         blocks.append(_transfer_table(result.transfer))
     sections = [
         Section("Run", blocks),
-        *training_sections(read_metrics(run.metrics_path)),
+        *training_sections(run.rows()),
         _settings_section(run),
     ]
     write_report(result.report, Report(f"Fine-tuning: {result.task}", str(run.folder), sections))
@@ -209,7 +209,7 @@ def join_reports(runs: Sequence[Path], out: Path, overwrite: bool = False) -> Re
     if curves:
         sections.append(Section("ROC curves", [Picture(figures.roc_curves(curves), "All evaluations.")]))
     for run in opened:
-        for section in training_sections(read_metrics(run.metrics_path) if run.metrics_path.exists() else []):
+        for section in training_sections(run.rows()):
             sections.append(Section(f"{run.folder.name}: {section.heading}", section.blocks))
     with files.blame_machine(out):
         out.parent.mkdir(parents=True, exist_ok=True)

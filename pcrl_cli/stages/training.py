@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pcrl_cli import __version__
 from pcrl_cli.core import files
-from pcrl_cli.core.config import Settings, dump_yaml
+from pcrl_cli.core.config import Settings, dump_yaml, told
 from pcrl_cli.core.contract import Architecture, Contract, Domain, Patients
 from pcrl_cli.core.errors import ConfigError, IntegrityError, MachineError
 from pcrl_cli.core.learner import Learner, Stored
@@ -24,7 +24,7 @@ from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
-from pcrl_cli.engine.run import Run, read_metrics
+from pcrl_cli.engine.run import Run
 from pcrl_cli.engine.trainer import Outcome
 from pcrl_cli.networks.transfer import TransferReport, contract_metadata
 from pcrl_cli.stages.results import Plan, Result
@@ -282,7 +282,7 @@ def state_of(out: Path, fingerprint: str) -> str:
 
 def outcome_dict(outcome: Outcome, run: Run) -> dict[str, Any]:
     """How training ended, with the last row's terms."""
-    rows = read_metrics(run.metrics_path)
+    rows = run.rows()
     last = {k.removeprefix("loss/"): v for k, v in rows[-1].items() if k.startswith("loss/")} if rows else {}
     values = asdict(outcome)
     for key in ("seconds", "samples_per_second", "data_wait"):
@@ -298,6 +298,17 @@ def manifest_digest(cache: Cache) -> str:
 
 def count_parameters(learner: Learner) -> int:
     return sum(p.numel() for p in learner.parameters())
+
+
+def note_begin(
+    world: World, listener: Listener, settings: Settings, origin: Mapping[str, str], device: torch.device
+) -> None:
+    """For who wants to know everything: the settings, on what it is computed, and with how many threads."""
+    if world.talks:
+        for line in told(settings, origin):
+            listener.detail(line)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        listener.detail(f"torch {torch.__version__} on {name}, {torch.get_num_threads()} threads")
 
 
 def note_duration(listener: Listener, what: str, seconds: float, on_cpu: bool, hint: str) -> None:

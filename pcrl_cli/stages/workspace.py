@@ -20,6 +20,11 @@ class Workspace:
     def cache(self, name: str) -> Path:
         return self.root / "cache" / name
 
+    @property
+    def verified(self) -> Path:
+        """Where hashes of shards are noted."""
+        return self.root / "runs" / ".verified.json"
+
     def run(self, verb: str, name: str, fingerprint: str) -> Path:
         """A run's default folder: the same settings find their own run again."""
         return self.root / "runs" / f"{verb}-{name}-{fingerprint[:8]}"

@@ -1,5 +1,6 @@
 """What a command prints, and with which code it ends."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -280,3 +281,53 @@ def test_quiet_bars_still_warn(capsys):
     bars.say("a")
     bars.warn("b [c]")
     assert capsys.readouterr().err == "warning: b [c]\n"
+
+
+def test_verbose_bars_print_every_advance_and_what_is_for_who_wants_to_know_everything(capsys):
+    for bars, wanted in (
+        (Bars(verbose=True), "s\nd\ntraining: 1 of 9 steps, loss 0.5\ntraining: 2 of 9 steps\n"),
+        (Bars(), "s\n"),
+    ):
+        bars.say("s")
+        bars.detail("d")
+        bars.begin("training", 9, "steps")
+        bars.advance(1, loss=0.5)
+        bars.advance(2)
+        bars.end()
+        assert capsys.readouterr().err == wanted
+
+
+def test_verbose_tells_settings_with_their_origin_machine_and_steps_on_stderr_alone(pcrl, chain, tmp_path):
+    command = ["pretrain", chain.cache, *PRETRAIN]
+    plain = pcrl(*command, "--out", tmp_path / "a", "--json")
+    told = pcrl(*command, "--out", tmp_path / "b", "--json", "-v")
+    assert (plain.code, told.code) == (0, 0)
+    assert json.loads(told.out).keys() == json.loads(plain.out).keys()
+    assert plain.err == ""
+    lines = told.err.splitlines()
+    assert lines[0].startswith("pcrl ")
+    assert "torch" in lines[0]
+    assert "train.batch: 4 (flags)" in lines
+    assert "train.check_every: 2 (--set)" in lines
+    assert any(line.startswith("learner.") and line.endswith("(recipe paper)") for line in lines)
+    assert "train.momentum: 0.9 (default)" in lines or "train.momentum: 0.9 (recipe paper)" in lines
+    assert any(line.startswith("torch ") and "on cpu, " in line and "threads" in line for line in lines)
+    assert [line.split(",")[0] for line in lines if line.startswith("training: ")] == [
+        f"training: {n} of 3 steps" for n in (1, 2, 3)
+    ]
+    assert lines[-1].startswith("took ")
+
+
+def test_more_and_less_at_once_is_a_usage_error(pcrl):
+    done = pcrl("config", "show", "pretrain", "-q", "-v")
+    assert done.code == 2
+    assert "one of them" in done.err
+
+
+def test_every_command_knows_verbose(pcrl, tmp_path):
+    from pcrl_cli.cli.app import app
+
+    assert all("verbose" in inspect.signature(c.callback).parameters for c in app.registered_commands)
+    done = pcrl("config", "show", "pretrain", "-v", "--json")
+    assert json.loads(done.out)["verb"] == "pretrain"
+    assert done.err.startswith("pcrl ")

@@ -1,4 +1,5 @@
 import errno
+import gc
 import json
 import os
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as library_save
 from toys import Noise, Source, digests, losses, new_run, rows, stop_at, trainer
 
 from pcrl_cli.core import files
@@ -115,6 +117,28 @@ def test_a_checkpoint_comes_back_bitwise_with_its_metadata(tmp_path):
     assert found.state == {"step": 3, "best": None}
     with safe_open(path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"contract": "c"}
+
+
+def test_saving_leaves_nothing_for_the_garbage_collector(tmp_path):
+    run = new_run(tmp_path)
+    tensors = {str(i): torch.ones(3) for i in range(50)}
+    gc.collect()
+    gc.disable()
+    try:
+        run.save(Checkpoint(tensors, tensors, {"step": 3}), {}, 2)
+        assert gc.collect() < len(tensors)  # the closures of JSON encoders; by the library's way for tensors 4 each
+    finally:
+        gc.enable()
+
+
+def test_a_file_is_what_the_library_makes_of_tensors_of_every_type():
+    types = (torch.float32, torch.float64, torch.int64, torch.int16, torch.uint8, torch.bool, torch.float16)
+    tensors = {f"{dtype}": torch.ones(2, 3, dtype=dtype) for dtype in types}
+    tensors |= {"count": torch.tensor(7), "empty": torch.zeros(0, 3), "part": torch.arange(12).view(3, 4)[:, 1]}
+    packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    assert module._to_bytes(tensors, {"a": "b"}) == library_save(packed, {"a": "b"})
+    brief = {"x": torch.ones(3, dtype=torch.bfloat16), "y": torch.ones(2)}
+    assert module._to_bytes(brief, {}) == library_save(brief)
 
 
 @pytest.mark.parametrize("keep", [2, 3])
@@ -334,6 +358,19 @@ def test_metrics_stay_json_and_a_torn_last_line_is_left_out(tmp_path):
     assert read_metrics(run.metrics_path) == [{"step": 0, "a": None, "b": None, "c": None, "d": 1.5}, {"step": 1}]
     run.rewind_metrics(1)
     assert [json.loads(line)["step"] for line in run.metrics_path.read_text("utf-8").splitlines()] == [0]
+
+
+@pytest.mark.parametrize("bad", [b"\xff\xfe{", b'{"step": 0', b"[1]", b'{"stop": 1}', b"[" * 100_000, b'"step"'])
+def test_a_damaged_row_costs_itself_alone_and_is_counted(tmp_path, bad):
+    run = new_run(tmp_path)
+    run.log({"step": 0})
+    with run.metrics_path.open("ab") as file:
+        file.write(bad + b"\n")
+    run.log({"step": 1})
+    assert run.rows() == [{"step": 0}, {"step": 1}]
+    assert run.rewind_metrics(2) == 1
+    assert run.rewind_metrics(2) == 0
+    assert run.rows() == [{"step": 0}, {"step": 1}]
 
 
 def test_weights_are_the_best_ones_else_the_last_else_none(tmp_path):

@@ -220,3 +220,10 @@ def test_a_flipped_byte_in_a_gzipped_nrrd_is_found(tmp_path, scan):
     (tmp_path / "a.nrrd").write_bytes(data)
     with pytest.raises(DataError, match=r"torn stream|when decompressed|bytes of voxels"):
         check_file(tmp_path / "a.nrrd")
+
+
+def test_a_name_of_too_many_bytes_but_few_letters_is_refused(tmp_path):
+    lines = ["NDims = 3", "DimSize = 5 4 3", "ElementType = MET_SHORT", f"ElementDataFile = {chr(0xEB) * 200}"]
+    (tmp_path / "a.mhd").write_bytes("\n".join(lines).encode("latin-1"))
+    with pytest.raises(DataError, match="names no file"):
+        check_file(tmp_path / "a.mhd")

@@ -464,7 +464,7 @@ def only_ours(path: Path) -> None:
 @FUZZ
 @given(st.dictionaries(st.sampled_from(["NDims", "DimSize", "ElementType", "HeaderSize", "CompressedData",
                                         "CompressedDataSize", "BinaryData", "ElementNumberOfChannels"]), NUMBER),
-       st.sampled_from(["a.raw", "LOCAL", "LIST", "", "..", "a\0b", "x" * 5000]))  # fmt: skip
+       st.sampled_from(["a.raw", "LOCAL", "LIST", "", "..", "a\0b", "x" * 5000, "\xeb" * 200]))  # fmt: skip
 def test_any_metaimage_header_is_parsed_or_refused(tmp_path, fields, data):
     only_ours(write(tmp_path, a_mhd=mhd(data, **fields), a_raw=RAW))
 

@@ -291,6 +291,14 @@ def test_a_mask_that_cannot_be_written_is_the_machines_fault_and_leaves_nothing(
         tmp_path.chmod(0o700)
 
 
+@pytest.mark.parametrize("name", ["m.nii", "m.nii.gz"])
+def test_a_mask_that_the_library_leaves_empty_is_noticed(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, path, useCompression: Path(path).touch())  # a full disk's way
+    with pytest.raises(MachineError, match="could not be written whole"):
+        write_mask(np.zeros(scan().array.shape, np.uint8), scan(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.real
 def test_a_mask_of_a_real_scan_has_its_files_geometry(real_data, tmp_path):
     paths = [*real_data.glob("LiTS/volume-*.nii.gz"), *real_data.glob("BraTS/*/*/*flair.nii.gz")]

@@ -8,23 +8,30 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from chain import contents, finetune_layers, prep_layers, pretrain_layers
 from original import random_model, save
 
 from pcrl_cli.core import files
 from pcrl_cli.core.errors import MachineError
 from pcrl_cli.core.listener import Listener
+from pcrl_cli.data.volume import Volume
 from pcrl_cli.engine import lock
 from pcrl_cli.engine.run import Run
+from pcrl_cli.readers.volume_io import read_volume, write_nifti
 from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.export import export
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.import_ import import_weights
+from pcrl_cli.stages.predict import predict
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain
 from pcrl_cli.stages.probe import embed
 from pcrl_cli.stages.report import join_reports
+from pcrl_cli.stages.slurm import Job, slurm
+from pcrl_cli.stages.table import table
 from pcrl_cli.stages.workspace import Workspace
 
 
@@ -65,6 +72,72 @@ def released(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("released") / "w.pt", random_model(4).state_dict())
 
 
+@pytest.fixture(scope="module")
+def segmenting(tmp_path_factory) -> Path:
+    """A run of LiTS, with its raw scans beside it."""
+    root = tmp_path_factory.mktemp("lits")
+    (root / "raw").mkdir()
+    for n in range(3):
+        hu = np.random.default_rng(n).integers(-900, 100, (20, 18, 12)).astype(np.int16)
+        for name, array in (("volume", hu), ("segmentation", (hu > 0).astype(np.int16))):
+            write_nifti(Volume(array, np.ones(3), np.zeros(3), np.eye(3)), root / f"raw/{name}-{n}.nii.gz")
+    cache = prep("lits", data=root / "raw", out=root / "cache", jobs=1).cache
+    learner = {"crop": [16, 16, 16], "overlap": 0.0}
+    layers = [("test", {"learner": learner, "train": {"steps": 1, "batch": 2}, "width": 2, "poolings": 2})]
+    return finetune(cache, task="lits", out=root / "run", layers=layers, workspace=Workspace(root)).run
+
+
+@pytest.mark.parametrize("left", [0, 4096])
+def test_masks_that_do_not_fit_are_predicted_when_there_is_room(segmenting, full, left):
+    disk, fill = full
+    scans = sorted((segmenting.parent / "raw").glob("volume-*.nii.gz"))
+    fill(left)
+    with pytest.raises(MachineError) as caught:
+        predict(segmenting, scans, disk / "o", device="cpu")
+    assert str(disk) in str(caught.value)
+    there = [path for path in (disk / "o").rglob("*") if path.is_file()]
+    assert [path.name for path in there] == (["volume-0_pred.nii.gz"] if left else [])  # whole; its entry did not fit
+    assert all(read_volume(path).array.shape == (20, 18, 12) for path in there)
+    (disk / "filler").unlink()
+    done = predict(segmenting, scans, disk / "o", device="cpu")
+    assert done.made == ["volume-0", "volume-1", "volume-2"]
+    assert done.table.exists()
+
+
+@pytest.mark.parametrize("at", ["the spec", "a cell", "the page"])
+def test_a_table_on_a_full_disk_keeps_its_cells_and_goes_on(chain, full, tmp_path, at):
+    disk, fill = full
+    spec = {"task": "luna", "methods": {"TS": {"finetune": {"width": 2, "poolings": 2}}}, "ratios": [0.6], "seeds": [0]}
+    tuning = {"learner": {"side": 24}, "train": {"steps": 1, "batch": 4}}
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec | {"name": "t", "cache": str(chain.cache), "finetune": tuning}), "utf-8")
+
+    class Filling(Listener):
+        def say(self, text):
+            if at == "a cell" and text.startswith("fine-tuning"):
+                fill(0)
+
+    if at == "the spec":
+        fill(0)
+    elif at == "the page":
+        table(path, out=disk / "t", workspace=Workspace(tmp_path))
+        for name in ("table.json", "table.csv", "table.tex", "report.html"):
+            (disk / "t" / name).unlink()
+        fill(0)
+    before = others(disk)
+    with pytest.raises(MachineError) as caught:
+        table(path, out=disk / "t", workspace=Workspace(tmp_path), listener=Filling())
+    assert str(disk) in str(caught.value)
+    after = others(disk)
+    assert {name: after[name] for name in before if "spec" not in name} == {
+        name: content for name, content in before.items() if "spec" not in name
+    }
+    assert not [name for name in after if name.endswith(".tmp")]
+    (disk / "filler").unlink()
+    assert table(path, out=disk / "t", workspace=Workspace(tmp_path)).done == 1
+    assert (disk / "t/report.html").exists()
+
+
 @pytest.mark.parametrize("left", [0, 8192])
 @pytest.mark.parametrize("what", ["export", "torch export", "embed", "embed as text", "report", "import"])
 def test_a_file_that_does_not_fit_is_not_there_and_later_it_is(chain, full, released, what, left):
@@ -87,6 +160,16 @@ def test_a_file_that_does_not_fit_is_not_there_and_later_it_is(chain, full, rele
     (disk / "filler").unlink()
     work()
     assert any((disk / "o").iterdir())
+
+
+def test_a_batch_file_that_does_not_fit_is_not_there(full):
+    disk, fill = full
+    fill(0)
+    with pytest.raises(MachineError, match="no space left"):
+        slurm(["pretrain", "cache"], Job(), disk / "job.sh")
+    assert sorted(path.name for path in disk.iterdir()) == ["filler"]
+    (disk / "filler").unlink()
+    assert slurm(["pretrain", "cache"], Job(), disk / "job.sh").path == disk / "job.sh"
 
 
 def test_an_evaluation_that_does_not_fit_leaves_the_run_as_it_was(chain, full):

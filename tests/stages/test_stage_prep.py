@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from chain import PATIENTS, Heard, contents, prep_layers, settings, tissue, write_dicom, write_scan
 
-from pcrl_cli.core.errors import ConfigError, DataError, UsageError
+from pcrl_cli.core.errors import ConfigError, DataError, IntegrityError, UsageError
 from pcrl_cli.data.cache import open_cache, read_split
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers import folder
 from pcrl_cli.readers.volume_io import write_nifti
 from pcrl_cli.stages.prep import prep, require
 from pcrl_cli.stages.results import Plan
+from pcrl_cli.stages.workspace import Workspace
 
 ONE = settings(pairs={"pairs": 1, "global_shape": [32, 32, 16], "n_locals": 2})
 
@@ -32,6 +33,27 @@ def test_a_second_call_makes_nothing(chain):
     assert (again.made, again.skipped) == (0, PATIENTS)
     assert {path: path.stat().st_mtime_ns for path in chain.cache.glob("shards/*")} == before
     assert again.totals == chain.prepared.totals
+
+
+def test_a_workspaces_own_cache_is_not_hashed_again_unless_it_changed(chain, tmp_path):
+    workspace = Workspace(tmp_path / "ws")
+    few = {"data": chain.raw, "workspace": workspace, "layers": prep_layers(), "jobs": 1}
+    cache = open_cache(prep("luna", limit=1, **few).cache)
+    assert cache.verify("full", workspace.verified) == 0
+    cache = open_cache(prep("luna", limit=2, **few).cache)
+    assert cache.verify("full", workspace.verified) == 0
+    shard = sorted(cache.path.glob("shards/*.h5"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(IntegrityError, match="changed or damaged"):
+        cache.verify("full", workspace.verified)
+
+
+def test_a_cache_elsewhere_leaves_nothing_in_the_workspace(chain, tmp_path):
+    workspace = Workspace(tmp_path / "ws")
+    prep("luna", data=chain.raw, out=tmp_path / "c", workspace=workspace, layers=prep_layers(), jobs=1, limit=1)
+    assert not workspace.root.exists()
 
 
 def test_a_limit_takes_the_first_scans_and_does_not_change_the_split(chain, tmp_path):

@@ -5,18 +5,23 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chain import contents, finetune_layers, prep_layers, pretrain_layers
 
 from pcrl_cli.core.config import file_layer
 from pcrl_cli.core.errors import ConfigError, IntegrityError, PcrlError
 from pcrl_cli.core.listener import Listener
+from pcrl_cli.core.plan import Grid
 from pcrl_cli.data.cache import open_cache, read_record
+from pcrl_cli.engine import lock
 from pcrl_cli.engine.run import Run, unseal
 from pcrl_cli.stages import training
 from pcrl_cli.stages.finetune import finetune
+from pcrl_cli.stages.predict import Book, New
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain
+from pcrl_cli.stages.report import join_reports
 from pcrl_cli.stages.workspace import Workspace
 
 Damage = Callable[[Path], None]
@@ -165,6 +170,59 @@ def _rows(run: Path):
     from pcrl_cli.engine.run import read_metrics
 
     return read_metrics(run / "metrics.jsonl")
+
+
+def test_the_figures_of_a_finished_run(chain, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(chain.pretrained.run, run)
+    path = run / "metrics.jsonl"
+    original = path.read_bytes()
+    assert Run.load(run).rows()
+    for damage in DAMAGES.values():
+        damage(path)
+        with pytest.raises(IntegrityError) as caught:
+            Run.load(run).rows()
+        sentence(caught.value, path)
+        with pytest.raises(IntegrityError):
+            join_reports([run], tmp_path / "r.html")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.write_bytes(original)
+
+
+def test_the_figures_of_an_unfinished_run_lose_their_damaged_rows_alone(tmp_path):
+    """The weights do not depend on them, so the run goes on."""
+    run = Run.open(tmp_path / "run", "pretrain", {}, "f00d", "", False)
+    for step in range(6):
+        run.log({"step": step, "loss/x": 1.5})
+    original = run.metrics_path.read_bytes()
+    lock.release()
+    for name, damage in (CUTS | FLIPS).items():
+        run.metrics_path.write_bytes(original)
+        damage(run.metrics_path)
+        left = run.rows()
+        run.rewind_metrics(6)
+        assert run.rows() == [row for row in left if row["step"] < 6]
+        assert len(left) >= 4 or "cut" in name  # a flipped end of line costs the two that it joins
+        assert all(line.startswith(b"{") for line in run.metrics_path.read_bytes().splitlines())
+
+
+def test_the_record_of_predictions(tmp_path):
+    grid = Grid((4, 3, 2), np.ones(3), np.zeros(3), np.eye(3))
+    book = Book.open(tmp_path / "o", {"weights": "w"}, False)
+    book.write(New("a", "a.nii", {}), np.zeros((4, 3, 2), np.uint8), grid, {"liver": 1.0}, 0.5)
+    path = tmp_path / "o/predictions.json"
+    original = path.read_bytes()
+    for damage in DAMAGES.values():
+        damage(path)
+        if not (path.is_file() and same_value(path, original)):
+            with pytest.raises(IntegrityError) as caught:
+                Book.open(tmp_path / "o", {"weights": "w"}, False)
+            sentence(caught.value, path)
+            if path.is_file():
+                assert Book.open(tmp_path / "o", {"weights": "w"}, True).cases == {}
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.write_bytes(original)
+    assert list(Book.open(tmp_path / "o", {"weights": "w"}, False).cases) == ["a"]
 
 
 def test_a_runs_record(chain, tmp_path):
