@@ -22,6 +22,7 @@ MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 50.0
 MAX_EXTENT_MM, MAX_VOXELS = 3000.0, 2**31  # beyond any scanner's; voxels of 1 mm, which are what resampling makes
 DIRECTION_TOLERANCE = 1e-3  # headers hold float32 quaternions and cosines of four digits
 MR_STORED_MAX = 30_000  # stored integer that stands for 1.0
+ALL_VOXELS = 2**21  # 128^3: up to which size every voxel of a scan counts for its id
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,13 +238,15 @@ def prepare(volume: Volume, intensity: Intensity, spacing_mm: float = 1.0) -> Pr
 def scan_id(values: Float[np.ndarray, "x y z"]) -> str:
     """20 hexadecimal digits that are equal for the same prepared scan, whatever its name, its patient and its reader.
 
-    The SHA-256 of the grid's shape and of every fourth voxel along each axis, clipped to -1000 .. 1000 and rounded (MR:
-    of thousandths of the range that is kept, since stored units are beyond that in all of a stripped brain). Two
+    The SHA-256 of the grid's shape and of its voxels, clipped to -1000 .. 1000 and rounded (MR: of thousandths of the
+    range that is kept, since stored units are beyond that in all of a stripped brain); of scans of more than
+    ALL_VOXELS, every fourth along each axis. Of a small one that would be too few: what is not empty may lie between. Two
     copies of a scan get different ids where they were prepared with another spacing or with a window that ends inside
     that range, where one was cropped or converted with rounding (of its voxels, or of its spacing), or MR scans were
     scaled differently. Equal ids mean, in practice, equal scans.
     """
-    sample = np.rint(np.clip(values[::4, ::4, ::4], -1000, 1000)).astype("<i2")
+    step = 4 if values.size > ALL_VOXELS else 1
+    sample = np.rint(np.clip(values[::step, ::step, ::step], -1000, 1000)).astype("<i2")
     content = np.array(values.shape, "<i8").tobytes() + sample.tobytes(order="C")
     return hashlib.sha256(content).hexdigest()[:20]
 

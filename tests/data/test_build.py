@@ -190,6 +190,14 @@ def test_the_id_depends_on_values_and_shape_and_not_on_memory_order_or_type():
     assert len({scan_id(v) for v in (values, other, values[:, :, :10], values.transpose(2, 1, 0))}) == 4
 
 
+def test_small_scans_on_an_empty_ground_are_told_apart_by_any_voxel():
+    """Every fourth voxel alone took nodules of different people, cut out of their surroundings, for one scan."""
+    empty = np.full((64, 64, 33), -1000.0)
+    one, other = empty.copy(), empty.copy()
+    one[30, 30, 17], other[31, 30, 17] = 50.0, 50.0
+    assert len({scan_id(v) for v in (empty, one, other)}) == 3
+
+
 def test_a_record_of_before_there_were_ids_is_made_again(tmp_path):
     cases = make_cases(tmp_path / "raw", ["1"])
     run(cases, tmp_path / "out")
