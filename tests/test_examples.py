@@ -195,7 +195,7 @@ def test_the_evidence_is_prepared_from_the_files_as_they_are_published(tmp_path)
     }
     adrenal |= {f"{part}_labels": (np.arange(n) % 2)[:, None] for part, n in PARTS.items()}
     np.savez(tmp_path / "adrenal.npz", **adrenal)
-    radiograph.make(tmp_path / "films", patients=20, seed=0)
+    radiograph.make(tmp_path / "films", patients=60, seed=0)
     given = {"NODULES": "nodules.npz", "ADRENAL": "adrenal.npz", "NIH": "films", "OPTIONS": "--dry-run --json"}
     ran("evidence/run.sh", tmp_path, tmp_path, **given)
     manifests = {

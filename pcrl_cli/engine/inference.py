@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pcrl_cli.core.errors import ConfigError, MachineError
+from pcrl_cli.core.errors import ConfigError, MachineError, Preempted
 from pcrl_cli.core.learner import Task
 from pcrl_cli.engine import compiling
 from pcrl_cli.engine.layout import arrange
@@ -66,20 +66,36 @@ def ready(task: AnyTask, device: torch.device, how: Inference) -> AnyTask:
     return task
 
 
+def _stopped(error: BaseException | None) -> Preempted | None:
+    """The signal that an error of the compiler is about, if it is about one."""
+    while error is not None:
+        inner = getattr(error, "inner_exception", None)
+        for found in (error, inner):
+            if isinstance(found, Preempted):
+                return found
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
     """The network's forward pass, compiled for a number of samples, and once more for any.
 
     Raises, when it is called:
         MachineError: there is no working compiler.
     """
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError
 
     made: Any = torch.compile(network.forward, backend=compiling.BACKEND)
 
     def forward(x: Tensor) -> Any:
         try:
             return made(x)
-        except BackendCompilerFailed as error:
+        except (BackendCompilerFailed, InternalTorchDynamoError) as error:
+            stopped = _stopped(error)
+            if stopped is not None:  # a signal came while it compiled
+                raise stopped from None
+            if not isinstance(error, BackendCompilerFailed):
+                raise
             first = f"{error.inner_exception}".strip().splitlines()[0]
             raise MachineError(
                 f"torch.compile finds no working compiler here ({first}); leave --compile out"

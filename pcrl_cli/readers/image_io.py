@@ -130,6 +130,9 @@ def write_png(pixels: UInt8[np.ndarray, "rows columns"], path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- PNG and JPEG
 
 
+_ORIENTATION = 0x0112  # EXIF
+
+
 def _decode(path: Path, size: int) -> "Image | None":
     """A PNG or JPEG in grey (mode L), JPEG maybe smaller than it is, but no side below `size`; None for other files."""
     from PIL import Image, UnidentifiedImageError
@@ -140,6 +143,7 @@ def _decode(path: Path, size: int) -> "Image | None":
         return None
     with image:
         _check_size(path, *image.size)
+        _check_upright(path, image)
         if image.format == "JPEG":
             image.draft("L", (size, size))
         image.load()
@@ -148,6 +152,18 @@ def _decode(path: Path, size: int) -> "Image | None":
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         return image if image.mode == "L" else image.convert("L")
+
+
+def _check_upright(path: Path, image: "Image") -> None:
+    """Raises:
+    DataError: a tag says that the picture is to be shown turned or mirrored, which masks and boxes beside it may or may not be.
+    """
+    turn = image.getexif().get(_ORIENTATION, 1)
+    if turn != 1:
+        raise DataError(
+            f"{path} is to be shown turned or mirrored (EXIF orientation {turn}): save it upright, without the tag.",
+            slug="bad_geometry",
+        )
 
 
 def _from_16(values: Num[np.ndarray, "rows columns"], path: Path) -> UInt8[np.ndarray, "rows columns"]:

@@ -12,6 +12,7 @@ makes a class of every word.
     part                 train, val or test: the user's own split, of every row or of none
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,12 @@ def require_one_part(cases: Iterable[Case], table: Path) -> None:
 
 def _classes(table: Path, header: Sequence[str], key: str) -> tuple[tuple[str, ...], bool]:
     """The names of the classes, and whether they are columns."""
+    for name in header:
+        own = name.strip().lower()
+        if name != own and own in (PATH, CASE, _PATIENT, _PART, _LABEL):
+            raise DataError(f"{table} has a column {name!r}: write it {own!r}, or name the class otherwise.")
     columns = tuple(name for name in header if name not in (key, _PATIENT, _PART, _LABEL))
+    _require_different(table, columns)
     if _LABEL not in header:
         if not columns:
             raise DataError(f"{table} has no class: add a column a class (0 or 1), or one called {_LABEL!r}.")
@@ -116,7 +122,23 @@ def _classes(table: Path, header: Sequence[str], key: str) -> tuple[tuple[str, .
     found = sorted({word for text in texts for word in _words(text)})
     if not found:
         raise DataError(f"the column {_LABEL!r} of {table} names no class: fill it in, or leave --labels out.")
+    _require_different(table, found)
     return tuple(found), False
+
+
+def _require_different(table: Path, names: Iterable[str]) -> None:
+    """Metrics are called by the letters and digits of a class.
+
+    Raises:
+        DataError: two classes have the same.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(re.sub(r"\W+", "_", name).strip("_").lower(), name)
+        if other != name:
+            raise DataError(
+                f"{table} has classes {other!r} and {name!r}, which differ in signs only: rename one of them."
+            )
 
 
 def _words(text: str) -> set[str]:

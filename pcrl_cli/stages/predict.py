@@ -252,7 +252,8 @@ def predict(
             if book.has(case) and not overwrite:
                 skipped.append(case.name)
             else:
-                reason = _one(predictor, case, book, notes)
+                reason = None if overwrite else book.taken(case)
+                reason = reason or _one(predictor, case, book, notes)
                 (made.append(case.name) if reason is None else failed.update({case.given: reason}))
             listener.advance(done, **({"failed": float(len(failed))} if failed else {}))
     finally:
@@ -551,6 +552,16 @@ class Book:
         path = self.out / f"{case.name}_pred{self.ending}"
         return (
             row is not None and row["source"] == case.source and path.is_file() and path.stat().st_size == row["bytes"]
+        )
+
+    def taken(self, case: Any) -> str | None:
+        """Why the case may not be entered: another file's row has its name."""
+        row = self.cases.get(case.name)
+        if row is None or {s["path"] for s in row["source"]} & {s["path"] for s in case.source}:
+            return None
+        return (
+            f"{self.out} holds a prediction called {case.name} of {row['source'][0]['path']}; predict into another --out, or "
+            "give --overwrite to replace it"
         )
 
     def write(self, case: New, mask: np.ndarray, grid: Grid, ml: dict[str, float], seconds: float) -> None:

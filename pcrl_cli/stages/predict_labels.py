@@ -126,6 +126,9 @@ def predict_labels(
         for done, group in _groups(cases, AT_ONCE[labeller.dim]):
             wanted = [case for case in group if overwrite or not book.has(case)]
             skipped += [case.name for case in group if case not in wanted]
+            taken = {} if overwrite else {case.given: reason for case in wanted if (reason := book.taken(case))}
+            failed.update(taken)
+            wanted = [case for case in wanted if case.given not in taken]
             made += _some(labeller, wanted, book, failed, notes)
             listener.advance(done, **({"failed": float(len(failed))} if failed else {}))
     finally:
@@ -268,7 +271,7 @@ class LabelBook(Book):
             self.cases[image.name] = {
                 "input": image.given,
                 "source": image.source,
-                "probability": {name: round(value, 6) for name, value in probability.items()},
+                "probability": {name: float(f"{value:.9g}") for name, value in probability.items()},
                 "seconds": round(seconds, 3),
             }
         self.save()

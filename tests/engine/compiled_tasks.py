@@ -79,7 +79,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         for case in TASK_CASES:
-            found[case[1]] = probabilities(case) | losses(case, Path(name) / case[1])
+            of = f"{case[1]} {case[3]}"
+            found[of] = probabilities(case) | losses(case, Path(name) / of)
     found["volume"] = volume(next(case for case in TASK_CASES if case[1] == "lits"))
     found["broken"] = broken(TASK_CASES[0])
     print(json.dumps(found))

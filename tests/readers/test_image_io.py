@@ -38,6 +38,19 @@ def test_every_mode_becomes_the_same_grey(tmp_path, kind):
     assert np.abs(pixels(tmp_path / "a.png") - np.asarray(grey)).max() <= 1
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_picture_that_is_to_be_shown_turned_is_refused(tmp_path, ending):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(GREY).save(path, exif=exif)
+    with pytest.raises(DataError, match="EXIF orientation 3"):
+        pixels(path)
+    exif[0x0112] = 1
+    Image.fromarray(GREY).save(path, exif=exif)
+    assert pixels(path).shape == (32, 32)
+
+
 def test_transparency_hides_nothing(tmp_path):
     rgba = np.dstack([GREY, GREY, GREY, np.zeros_like(GREY)])
     np.testing.assert_array_equal(pixels(save(tmp_path / "a.png", rgba)), GREY)

@@ -169,3 +169,16 @@ def test_side_by_side_the_table_decides(tmp_path, scans):
     assert folder.module_for(scans, table(tmp_path / "t.csv", "path,x\nbob.nii.gz,1\n")) == folder.__name__
     with pytest.raises(DataError, match=r"lists pictures \(film\.png\) and volumes \(bob\.nii\.gz\).*two tables"):
         folder.module_for(scans, table(tmp_path / "t.csv", "path,x\nbob.nii.gz,1\nfilm.png,0\n"))
+
+
+@pytest.mark.parametrize("head", ["path,Patient,x", "path,PART,x", "Path,path,x", "path,x,Label"])
+def test_a_column_of_our_own_that_is_written_otherwise_is_no_class(tmp_path, head):
+    """Patients that were taken for a class would come to lie in several parts."""
+    with pytest.raises(DataError, match=r"write it '(patient|part|path|label)'"):
+        read_labels(table(tmp_path / "labels.csv", f"{head}\na.png,1,0\n"))
+
+
+@pytest.mark.parametrize("text", ["path,a b,a/b\na.png,1,0\n", "path,label\na.png,a b|A_b\n"])
+def test_classes_whose_metrics_would_have_one_name_are_refused(tmp_path, text):
+    with pytest.raises(DataError, match="differ in signs only"):
+        read_labels(table(tmp_path / "labels.csv", text))

@@ -12,6 +12,7 @@ from chain import settings, write_dicom
 from typer.testing import CliRunner
 
 from pcrl_cli.cli.app import app
+from pcrl_cli.core import files
 from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.data.cache import open_cache
 from pcrl_cli.data.volume import Volume
@@ -416,9 +417,9 @@ def test_what_prediction_cannot_do_is_refused(tmp_path, chain):
 def test_another_runs_predictions_are_not_mixed_with(tmp_path, chain):
     out = tmp_path / "out"
     predict(chain.tuned.run, [chain.raw / chain.names[0]], out)
-    record = json.loads((out / "predictions.json").read_text("utf-8"))
+    record = files.read_sealed(out / "predictions.json")
     record["facts"]["weights"] = "others"
-    (out / "predictions.json").write_text(json.dumps(record), encoding="utf-8")
+    files.write_sealed(out / "predictions.json", record)
     with pytest.raises(ConfigError, match="of another run"):
         predict(chain.tuned.run, [chain.raw / chain.names[1]], out)
     again = predict(chain.tuned.run, [chain.raw / chain.names[1]], out, overwrite=True)

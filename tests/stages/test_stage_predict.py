@@ -307,6 +307,19 @@ def test_a_folder_that_is_taken_over_keeps_no_mask_of_the_run_before(lits_run, t
     ]  # fmt: skip
 
 
+def test_another_patients_mask_of_the_same_name_is_not_replaced(lits_run, tmp_path, bright):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, other = scan(tmp_path / "one" / "ct.nii.gz"), scan(tmp_path / "two" / "ct.nii.gz", seed=1)
+    made = predict(lits_run, [first], tmp_path / "out", device="cpu")
+    before = made.files["ct"].read_bytes()
+    again = predict(lits_run, [other], tmp_path / "out", device="cpu")
+    assert "holds a prediction called ct of" in again.failed[str(other)]
+    assert made.files["ct"].read_bytes() == before
+    predict(lits_run, [other], tmp_path / "out", device="cpu", overwrite=True)
+    assert made.files["ct"].read_bytes() != before
+
+
 def test_a_window_that_was_set_is_the_same_setting_when_the_command_runs_again(lits_run, tmp_path, bright):
     path, layers = scan(tmp_path / "a.nii.gz"), [("--set", {"learner": {"window": [16, 16, 8]}})]
     predict(lits_run, [path], tmp_path / "out", device="cpu", layers=layers)

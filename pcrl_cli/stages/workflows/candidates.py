@@ -328,5 +328,5 @@ def _csv(p: Predictions) -> bytes:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["id", "case", "patient", "x_mm", "y_mm", "z_mm", "label", "probability"])
     for row in zip(p.id, p.case, p.patient, p.world.tolist(), p.label.tolist(), p.probability.tolist(), strict=True):
-        writer.writerow([*row[:3], *(f"{v:.4f}" for v in row[3]), row[4], f"{row[5]:.6g}"])
+        writer.writerow([*row[:3], *(f"{v:.4f}" for v in row[3]), row[4], f"{row[5]:.9g}"])
     return buffer.getvalue().encode()

@@ -369,5 +369,5 @@ def _csv(p: Predictions, names: Sequence[str]) -> bytes:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["id", "patient", *(f"label {n}" for n in names), *(f"probability {n}" for n in names)])
     for row in zip(p.id, p.patient, p.label.tolist(), p.probability.tolist(), strict=True):
-        writer.writerow([row[0], row[1], *("" if v == NOT_KNOWN else v for v in row[2]), *(f"{v:.6g}" for v in row[3])])
+        writer.writerow([row[0], row[1], *("" if v == NOT_KNOWN else v for v in row[2]), *(f"{v:.9g}" for v in row[3])])
     return buffer.getvalue().encode()
