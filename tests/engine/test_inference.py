@@ -126,7 +126,8 @@ def compiled():
 def test_a_compiled_network_gives_the_same_probabilities_for_any_number_of_samples(case, compiled):
     found = compiled[f"{case[1]} {case[3]}"]
     assert found["probabilities"] < 1e-6
-    assert 0 < found["graphs"] <= 2  # of the first number, and of any
+    assert found["graphs"] <= 2  # of the first number, and of any; none where a task before had the same network
+    assert compiled["chest 2d"]["graphs"] > 0
 
 
 @pytest.mark.timeout(600)
