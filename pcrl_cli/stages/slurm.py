@@ -92,15 +92,14 @@ def batch_file(command: Sequence[str], job: Job) -> str:
     Slurm sends SIGUSR1 to the batch shell (`B:`) before the time is over, and the shell lets Slurm send it to every
     process of the job's step. They save and leave with 75, and the job goes back into the queue under its own number.
     """
-    return TEMPLATE.format(
-        head=_head(job, [f"--nodes={job.nodes}", f"--gpus-per-node={job.gpus}", "--output=%x-%j.log"]),
-        setup=_setup(job),
-        threads=job.cpus_a_gpu,
-        nodes=job.nodes,
-        gpus=job.gpus,
-        port=PORT,
-        stopped=Preempted.exit_code,
-        command=shlex.join(command),
+    start = TRAINING.format(nodes=job.nodes, gpus=job.gpus, port=PORT, command=shlex.join(command))
+    return _framed(
+        job,
+        own=[f"--nodes={job.nodes}", f"--gpus-per-node={job.gpus}", "--output=%x-%j.log"],
+        before=NODES,
+        ask='scancel --signal=USR1 "$SLURM_JOB_ID"',
+        start=start,
+        number="$SLURM_JOB_ID",
     )
 
 
@@ -111,13 +110,30 @@ def array_file(command: Sequence[str], job: Job) -> str:
     """
     gpus = [] if command[0] == "prep" else [f"--gpus-per-node={job.gpus}"]
     tasks = job.tasks or 1
-    return ARRAY.format(
-        head=_head(job, [f"--array=1-{tasks}", "--nodes=1", *gpus, "--output=%x-%A_%a.log"]),
-        setup=_setup(job),
+    return _framed(
+        job,
+        own=[f"--array=1-{tasks}", "--nodes=1", *gpus, "--output=%x-%A_%a.log"],
+        before="",
+        ask='kill -TERM "$work" 2>/dev/null',
+        start=f'python -m pcrl_cli {shlex.join(command)} --shard "$SLURM_ARRAY_TASK_ID/{tasks}"',
+        number="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}",
+    )
+
+
+def _framed(job: Job, own: Sequence[str], before: str, ask: str, start: str, number: str) -> str:
+    """The batch file of a job or of an array.
+
+    own: options of sbatch. before: lines before the start. ask: what tells the work to save. number: what is requeued.
+    """
+    return FRAME.format(
+        head=_head(job, own),
+        setup=f"{job.setup.strip()}\n" if job.setup.strip() else "",
         threads=job.cpus_a_gpu,
-        tasks=tasks,
+        before=before,
+        ask=ask,
+        start=start,
+        number=number,
         stopped=Preempted.exit_code,
-        command=shlex.join(command),
     )
 
 
@@ -140,60 +156,21 @@ def _head(job: Job, own: Sequence[str]) -> str:
     return "\n".join(f"#SBATCH {line}" for line in asked)
 
 
-def _setup(job: Job) -> str:
-    return f"{job.setup.strip()}\n" if job.setup.strip() else ""
-
-
-TEMPLATE = """#!/bin/bash
+FRAME = """#!/bin/bash
 {head}
 # written by `pcrl slurm`; submit with: sbatch THIS_FILE
 
 {setup}export OMP_NUM_THREADS={threads}
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-id="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
-
-# before the time is over, or when the job is to make room: every process of the training saves and ends with {stopped}
+{before}
+# before the time is over, or when the job is to make room: what is being done is saved, or stopped, and goes on later
 asked=0
 save() {{
     asked=1
-    scancel --signal=USR1 "$SLURM_JOB_ID"
+    {ask}
 }}
 trap save USR1 TERM
 
-# torchrun would die of the signal; what is ignored here is ignored there, and pcrl's processes listen for themselves
-srun --kill-on-bad-exit=0 bash -c 'trap "" USR1; exec torchrun --nnodes={nodes} --nproc-per-node={gpus} --max-restarts=0 \\
-    --rdzv-backend=c10d --rdzv-id="$0" --rdzv-endpoint="$1:{port}" -m pcrl_cli "${{@:2}}"' \\
-    "$id" "$first" {command} &
-training=$!
-while true; do
-    wait "$training"
-    code=$?
-    kill -0 "$training" 2>/dev/null || break  # a signal ended the wait, and the training goes on
-done
-
-# torchrun ends with 1 whatever its processes ended with, so after a request to save any failure means: go on later
-if [ "$code" -eq {stopped} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
-    scontrol requeue "$SLURM_JOB_ID"
-    exit {stopped}
-fi
-exit "$code"
-"""
-
-ARRAY = """#!/bin/bash
-{head}
-# written by `pcrl slurm`; submit with: sbatch THIS_FILE
-
-{setup}export OMP_NUM_THREADS={threads}
-
-# before the time is over, or when the job is to make room: what is being done is saved, or stopped, and done later
-asked=0
-save() {{
-    asked=1
-    kill -TERM "$work" 2>/dev/null
-}}
-trap save USR1 TERM
-
-python -m pcrl_cli {command} --shard "$SLURM_ARRAY_TASK_ID/{tasks}" &
+{start} &
 work=$!
 while true; do
     wait "$work"
@@ -201,9 +178,22 @@ while true; do
     kill -0 "$work" 2>/dev/null || break  # a signal ended the wait, and the work goes on
 done
 
+# after a request to save any failure means: go on later
 if [ "$code" -eq {stopped} ] || {{ [ "$asked" -eq 1 ] && [ "$code" -ne 0 ]; }}; then
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+    scontrol requeue "{number}"
     exit {stopped}
 fi
 exit "$code"
 """
+
+NODES = """\
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+"""
+
+TRAINING = """\
+# torchrun would die of the signal; what is ignored here is ignored there, and pcrl's processes listen for themselves;
+# it ends with 1 whatever they ended with
+srun --kill-on-bad-exit=0 bash -c 'trap "" USR1; exec torchrun --nnodes={nodes} --nproc-per-node={gpus} --max-restarts=0 \\
+    --rdzv-backend=c10d --rdzv-id="$0" --rdzv-endpoint="$1:{port}" -m pcrl_cli "${{@:2}}"' \\
+    "$id" "$first" {command}"""
