@@ -4,13 +4,11 @@ Maybe with a table of labels, which `label_table` describes; it names a scan by 
 series' folder, below the data folder) or by its `case`, the id.
 """
 
-import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import DataError
@@ -19,7 +17,7 @@ from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.image_io import PLAIN, dicom_facts
 from pcrl_cli.readers.label_table import CASE, PATH, LabelTable, classes_of, read_labels, require_one_part
 from pcrl_cli.readers.shards import empty_classes
-from pcrl_cli.readers.tables import patients_by, require_folder, safe_name, walk_files
+from pcrl_cli.readers.tables import of_one_patient, patients_by, require_folder, safe_ids, walk_files
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
@@ -35,7 +33,6 @@ WITH_MASKS = "pcrl_cli.readers.masked_folder"
 """Reads the same scans with masks."""
 
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
-_LONGEST_ID = 120
 _KEYS = (PATH, CASE)
 _PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
 _MASK = re.compile(r"((^|[_-])seg|segmentation|masks?|labels?)$", re.IGNORECASE)
@@ -127,12 +124,7 @@ def cases(root: Path, patients: Path | None = None, labels: Path | None = None) 
     if not found:
         masks = " but files that are named like masks" if _masks(root) else ""
         raise DataError(f"{root} holds no scan{masks}: put {_WHAT} there, or give --data DIR.")
-    names = [_plain_id(scan.name) for scan in found]
-    count = Counter(name.lower() for name in names)
-    ids = [
-        _hashed(plain, f"{scan.name} {scan.where}") if count[plain.lower()] > 1 or len(plain) > _LONGEST_ID else plain
-        for plain, scan in zip(names, found, strict=True)
-    ]
+    ids = safe_ids([scan.name for scan in found], [f"{scan.name} {scan.where}" for scan in found])
     names_of = {*ids, *(scan.where for scan in found)}
     table = patients_by(Path(patients), _KEYS, names_of) if patients else {}
     listed = [
@@ -210,13 +202,7 @@ def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None, lab
             f"{len(masks)} files are named like masks and were passed over ({masks[0]}{', ...' * (len(masks) > 1)}); "
             "rename those that are scans"
         )
-    people = Counter(case.patient for case in cases)
-    if len(people) == 1 and people.total() > 1:
-        said.append(
-            f"all {people.total()} scans are of one patient ({next(iter(people))!r}), so all are in one part of the "
-            "split; if they are not, say which is whose with --patients"
-        )
-    return said
+    return [*said, *of_one_patient((case.patient for case in cases), "scans")]
 
 
 def read(case: Case) -> Volume:
@@ -241,7 +227,7 @@ def _find(root: Path, listed: Set[str] = frozenset()) -> Iterator[_Found]:
             path = here / name
             if suffix(path) not in SUFFIXES:
                 others.append(path)
-            elif not _is_mask(path) or path.relative_to(root).as_posix() in listed:
+            elif not is_mask(path) or path.relative_to(root).as_posix() in listed:
                 where = path.relative_to(root).as_posix()
                 yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):
@@ -262,21 +248,9 @@ def _find_series(folder: Path, where: str) -> Iterator[_Found]:
 def _masks(root: Path) -> list[str]:
     """The image files that are named like masks, by their paths below the root."""
     paths = (here / name for here, names in walk_files(root) for name in names)
-    return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and _is_mask(path)]
-
-
-def _is_mask(path: Path) -> bool:
-    return bool(_MASK.search(path.name[: -len(suffix(path))]))
-
-
-def _plain_id(name: str) -> str:
-    return safe_name("-".join(PurePosixPath(name).parts))
-
-
-def _hashed(plain: str, unique: str) -> str:
-    return f"{plain[:_LONGEST_ID]}-{hashlib.sha256(unique.encode()).hexdigest()[:8]}"
+    return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and is_mask(path)]
 
 
 def is_mask(path: Path) -> bool:
     """Whether an image file is named like a mask, and so is no scan."""
-    return _is_mask(path)
+    return bool(_MASK.search(path.name[: -len(suffix(path))]))

@@ -3,7 +3,6 @@
 What the table holds is said in `label_table`.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pcrl_cli.core.plan import Pictures
 from pcrl_cli.readers import shards
 from pcrl_cli.readers.image_io import PLAIN, Aspect, dicom_facts
 from pcrl_cli.readers.label_table import PATH, Row, classes_of, read_labels, require_one_part
-from pcrl_cli.readers.tables import patients_by, require_folder, walk_files
+from pcrl_cli.readers.tables import of_one_patient, patients_by, require_folder, walk_files
 from pcrl_cli.readers.volume_io import is_dicom
 
 NAME = "folder"
@@ -90,13 +89,7 @@ def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None, patie
         if unlisted:
             said.append(f"{len(unlisted)} pictures are not in {labels} (the first: {min(unlisted)}) and were left out")
         said += shards.empty_classes(cases, classes(labels))
-    people = Counter(ref.patient for ref in refs)
-    if len(people) == 1 and len(refs) > 1:
-        said.append(
-            f"all {len(refs)} pictures are of one patient ({next(iter(people))!r}), so all are in one part of the "
-            "split; if they are not, say which is whose with --patients"
-        )
-    return said
+    return [*said, *of_one_patient((ref.patient for ref in refs), "pictures")]
 
 
 def absent_rows(

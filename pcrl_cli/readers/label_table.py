@@ -12,7 +12,6 @@ makes a class of every word.
     part                 train, val or test: the user's own split, of every row or of none
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import cast, get_args
 
 from pcrl_cli.core.case import Case, Part
 from pcrl_cli.core.errors import DataError
+from pcrl_cli.core.names import plain
 from pcrl_cli.readers.shards import without_doubles
 from pcrl_cli.readers.tables import header_of, read_columns
 
@@ -134,7 +134,7 @@ def _require_different(table: Path, names: Iterable[str]) -> None:
     """
     known: dict[str, str] = {}
     for name in names:
-        other = known.setdefault(re.sub(r"\W+", "_", name).strip("_").lower(), name)
+        other = known.setdefault(plain(name), name)
         if other != name:
             raise DataError(
                 f"{table} has classes {other!r} and {name!r}, which differ in signs only: rename one of them."

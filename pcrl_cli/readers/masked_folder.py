@@ -23,15 +23,15 @@ from pcrl_cli.readers.masks import (
     encoded,
     ids,
     is_below,
+    is_mask_for,
     joined,
     labels_in,
     masks_of,
-    of_one_patient,
     pair,
     require_masks,
     said_of,
 )
-from pcrl_cli.readers.tables import require_folder
+from pcrl_cli.readers.tables import of_one_patient, require_folder
 from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files
 
 NAME = "folder"
@@ -144,7 +144,7 @@ def remarks(
     found = scans(Path(root), where)
     names = list(_channels(found, modalities) if modalities else found)
     lonely = pair(names, where, lambda path: _is_mask(path, Path(root), where), ".nii.gz").lonely
-    return [*said_of(lonely, listed, where), *of_one_patient(listed)]
+    return [*said_of(lonely, listed, where), *of_one_patient((case.patient for case in listed), "scans")]
 
 
 def images_of(case: Case) -> dict[str, Path]:
@@ -200,12 +200,7 @@ def _joined(found: Mapping[str, Case], channels: Mapping[str, Mapping[str, Path]
 
 
 def _is_mask(path: Path, root: Path, masks: Path) -> bool:
-    """Beside the scans, what is named like a mask; in a folder of their own, every image that is not below the scans'."""
-    if suffix(path) not in SUFFIXES:
-        return False
-    if root.resolve() == masks.resolve():
-        return folder.is_mask(path)
-    return not (is_below(root, masks) and is_below(path, root)) or folder.is_mask(path)
+    return suffix(path) in SUFFIXES and is_mask_for(path, root, masks)
 
 
 def _with(grid: Volume, labels: UInt8[np.ndarray, "x y z"]) -> Volume:

@@ -18,15 +18,15 @@ from pcrl_cli.readers.masks import (
     encoded,
     ids,
     is_below,
+    is_mask_for,
     joined,
     labels_in,
     masks_of,
-    of_one_patient,
     pair,
     require_masks,
     said_of,
 )
-from pcrl_cli.readers.tables import require_folder
+from pcrl_cli.readers.tables import of_one_patient, require_folder
 
 NAME = "folder"
 KIND = "masked_images"
@@ -120,13 +120,8 @@ def remarks(
     listed, where, root = list(cases), Path(masks), Path(root)
     names = list(pictures(root, where))
     lonely = pair(names, where, lambda path: _is_mask(path, root, where), ".png").lonely
-    return [*said_of(lonely, listed, where, "pictures"), *of_one_patient(listed, "pictures")]
+    return [*said_of(lonely, listed, where, "pictures"), *of_one_patient((case.patient for case in listed), "pictures")]
 
 
 def _is_mask(path: Path, root: Path, masks: Path) -> bool:
-    """Beside the pictures, what is named like a mask; in a folder of their own, every PNG or JPEG not below the pictures'."""
-    if not path.name.lower().endswith(PLAIN):
-        return False
-    if root.resolve() == masks.resolve():
-        return folder.is_mask(path)
-    return not (is_below(root, masks) and is_below(path, root)) or folder.is_mask(path)
+    return path.name.lower().endswith(PLAIN) and is_mask_for(path, root, masks)

@@ -9,7 +9,6 @@ Regions by name are lists of labels (`WT=1+2+4,TC=1+4,ET=4`). A cache holds 8 bi
 where they fit, else numbered in their order; of sub-folders one bit a region.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,15 +21,15 @@ from jaxtyping import Num, UInt8
 
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError, DataError
+from pcrl_cli.readers.folder import is_mask
 from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.tables import safe_name, walk_files
+from pcrl_cli.readers.tables import safe_ids, safe_name, walk_files
 
 MASK, OF_REGION = "mask", "mask/"
 """Names of a case's files: its mask, or that of one region."""
 IGNORED = "ignored"
 """The region of labels that are known and count as background."""
 MAX_LABEL = 254  # 255 stands for "beyond the scan"
-LONGEST_ID = 120
 MAX_FOLDERS, MAX_REGIONS, MAX_FOUND = 7, 60, 60
 
 Regions = dict[str, tuple[int, ...]]
@@ -196,22 +195,20 @@ def _of_layers(
 
 
 def ids(names: Sequence[str]) -> list[str]:
-    """Of paths without endings, safe as file names; with 8 hexadecimal digits of a hash only where two would be equal."""
-    plain = [safe_name("-".join(PurePosixPath(name).parts)) for name in names]
-    count = Counter(name.lower() for name in plain)
-    seen, result = Counter[str](), []
-    for name, short in zip(names, plain, strict=True):
-        seen[name] += 1
-        unique = hashlib.sha256(f"{name} {seen[name]}".encode()).hexdigest()[:8]
-        result.append(
-            f"{short[:LONGEST_ID]}-{unique}" if count[short.lower()] > 1 or len(short) > LONGEST_ID else short
-        )
-    return result
+    """Of different paths without endings, as `tables.safe_ids`."""
+    return safe_ids(names, [f"{name} 1" for name in names])
 
 
 def is_below(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies below it, wherever links lead."""
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def is_mask_for(path: Path, root: Path, masks: Path) -> bool:
+    """Of image files: beside what lies below the root what is named like a mask; in a folder of their own all but that."""
+    if root.resolve() == masks.resolve():
+        return is_mask(path)
+    return not (is_below(root, masks) and is_below(path, root)) or is_mask(path)
 
 
 def masks_of(case: Case) -> dict[str, Path]:
@@ -239,17 +236,6 @@ def said_of(lonely: Sequence[str], cases: Iterable[Case], folder: Path, unit: st
             f"{len(lonely)} masks in {folder} are of none of the {unit} (the first: {lonely[0]}) and were passed over"
         )
     return said
-
-
-def of_one_patient(cases: Sequence[Case], unit: str = "scans") -> list[str]:
-    """A sentence, if all cases are of one patient."""
-    people = {case.patient for case in cases}
-    if len(people) != 1 or len(cases) == 1:
-        return []
-    return [
-        f"all {len(cases)} {unit} are of one patient ({people.pop()!r}), so all are in one part of the split; if they are not, "
-        "say which is whose with --patients"
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------- labels

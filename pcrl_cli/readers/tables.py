@@ -1,10 +1,12 @@
 """What readers share: folders that have to be there, CSV tables, names that are safe as file names."""
 
 import csv
+import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,3 +157,32 @@ def patients_by(path: Path, keys: Sequence[str], known: set[str]) -> dict[str, s
 def safe_name(name: str) -> str:
     """The name with everything but [A-Za-z0-9._-] replaced by `_`, not starting with a dot."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "_"
+
+
+LONGEST_ID = 120
+
+
+def safe_ids(names: Sequence[str], unique: Sequence[str]) -> list[str]:
+    """Ids of paths without endings, safe as file names.
+
+    unique: one a path, of which an id has 8 hexadecimal digits of a hash where it would be another's, or too long.
+    """
+    plain = [safe_name("-".join(PurePosixPath(name).parts)) for name in names]
+    count = Counter(name.lower() for name in plain)
+    return [
+        f"{name[:LONGEST_ID]}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+        if count[name.lower()] > 1 or len(name) > LONGEST_ID
+        else name
+        for name, own in zip(plain, unique, strict=True)
+    ]
+
+
+def of_one_patient(patients: Iterable[str], unit: str) -> list[str]:
+    """A sentence, if several scans or pictures are all of one patient. patients: whose each is."""
+    people = Counter(patients)
+    if len(people) != 1 or people.total() == 1:
+        return []
+    return [
+        f"all {people.total()} {unit} are of one patient ({next(iter(people))!r}), so all are in one part of the split; if "
+        "they are not, say which is whose with --patients"
+    ]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 
 from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.core.learner import Task
+from pcrl_cli.core.names import plain
 from pcrl_cli.data.ahead import CacheOn
 from pcrl_cli.data.cache import Cache
 from pcrl_cli.data.loader import Loader
@@ -243,7 +243,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
 
 def metric_name(finding: str) -> str:
     """auroc_pleural_thickening of Pleural_Thickening."""
-    return "auroc_" + re.sub(r"\W+", "_", finding).strip("_").lower()
+    return "auroc_" + plain(finding)
 
 
 def _pointing(played: Pointing, by_finding: Mapping[str, Pointing], cut_off: int) -> dict[str, Any]:
