@@ -26,6 +26,11 @@ class Inference:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
 
+    @classmethod
+    def of(cls, precision: str, compile: bool) -> "Inference":
+        """As asked for; auto is fp32."""
+        return cls("bf16" if precision == "bf16" else "fp32", compile)
+
     @property
     def mark(self) -> str:
         """What differs from the defaults, for a folder's name; empty where nothing does."""

@@ -102,7 +102,7 @@ def evaluate(
     notes += unfinished(folder) + _few(opened, split)
     if not external and not same:
         notes.append(f"{own} has changed since the run was trained on it")
-    how = Inference("bf16" if precision == "bf16" else "fp32", compile)
+    how = Inference.of(precision, compile)
     workflow, given = workflow_of(module), _options(module, settings.task, options or {})
     out = folder_of(folder, settings.task, split, options or {}, opened.path if external else None, how.mark)
     learned = tuple(opened_run.record.get("prepared", {}).get("classes") or ())

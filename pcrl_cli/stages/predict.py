@@ -222,7 +222,7 @@ def predict(
     listener, opened = listener or Listener(), Run.load(run)
     settings = settings_of(opened, run, None)
     module = find("task", settings.task, TASKS)
-    how = Inference("bf16" if precision == "bf16" else "fp32", compile)
+    how = Inference.of(precision, compile)
     if module.GROUP in PREDICTORS:
         labels: PredictLabelsResult = import_module(PREDICTORS[module.GROUP]).predict_labels(
             opened,

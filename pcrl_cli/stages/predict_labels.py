@@ -15,7 +15,6 @@ from jaxtyping import Num
 
 from pcrl_cli.core import files
 from pcrl_cli.core.config import ENVIRONMENT, Layer
-from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError, DataError, UsageError
 from pcrl_cli.core.learner import Stored, Task
 from pcrl_cli.core.listener import Listener
@@ -30,7 +29,7 @@ from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.image_io import read_image
 from pcrl_cli.readers.tables import safe_name
 from pcrl_cli.readers.volume_io import read_volume, volume_files
-from pcrl_cli.stages.finetune import FinetuneSettings, build_task
+from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.kinds.crops import CropSettings
 from pcrl_cli.stages.kinds.images import GREY, ImageSettings
 from pcrl_cli.stages.predict import TABLE, Book, PredictLabelsResult, prepared_by, tried
@@ -165,7 +164,7 @@ def load(run: Run, settings: FinetuneSettings, device: torch.device, inference: 
         to_unit = how.intensity.store_scale, how.intensity.store_offset
     stored = Stored(prepared["dim"], prepared["channels"], to_unit, tuple(prepared["classes"]))
     checkpoint = unseal(run.weights_path().parent)
-    task = build_task(settings, Architecture.model_validate(run.record["architecture"]), stored)
+    task = recorded_task(run, settings, stored)
     task.load_state_dict(checkpoint.model)
     return Labeller(ready(task, device, inference), stored.classes, how, device)
 
