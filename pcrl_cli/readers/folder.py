@@ -15,9 +15,19 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.readers.headers import suffix
 from pcrl_cli.readers.image_io import PLAIN, dicom_facts
-from pcrl_cli.readers.label_table import CASE, PATH, LabelTable, classes_of, read_labels, require_one_part
+from pcrl_cli.readers.label_table import CASE, LabelTable, classes_of, read_labels, require_one_part
 from pcrl_cli.readers.shards import empty_classes
-from pcrl_cli.readers.tables import of_one_patient, patients_by, require_folder, safe_ids, walk_files
+from pcrl_cli.readers.tables import (
+    PATH,
+    below,
+    of_one_patient,
+    patients_by,
+    require_folder,
+    safe_ids,
+    same_name,
+    walk,
+    walk_files,
+)
 from pcrl_cli.readers.volume_io import SUFFIXES, dicom_patient, dicom_series, is_dicom, read_volume, volume_files
 
 NAME = "folder"
@@ -32,8 +42,10 @@ IMAGES = "pcrl_cli.readers.image_folder"
 WITH_MASKS = "pcrl_cli.readers.masked_folder"
 """Reads the same scans with masks."""
 
+KEYS = (PATH, CASE)
+"""Columns that may name a scan in a table."""
+
 _WHAT = "scans (NIfTI, MHD, NRRD or DICOM series)"
-_KEYS = (PATH, CASE)
 _PLATES = frozenset(("CR", "DX", "MG", "RG", "PX", "IO"))  # DICOM modalities of single pictures
 _MASK = re.compile(r"((^|[_-])seg|segmentation|masks?|labels?)$", re.IGNORECASE)
 
@@ -89,7 +101,7 @@ def _listed(root: Path, labels: Path) -> str | None:
     Raises:
         DataError: it lists pictures and volumes; a malformed table.
     """
-    table = read_labels(labels, _KEYS)
+    table = read_labels(labels, root, KEYS)
     if table.key == CASE:
         return __name__
     there = [name for name in table.rows if os.path.exists(root / name)]  # noqa: PTH110  False for what can be no name
@@ -119,14 +131,15 @@ def cases(root: Path, patients: Path | None = None, labels: Path | None = None) 
         DataError: no folder, nothing in it, no scan, a malformed table, or one that puts a patient into two parts.
     """
     root = require_folder(root, _WHAT)
-    known = read_labels(Path(labels), _KEYS) if labels else None
+    known = read_labels(Path(labels), root, KEYS) if labels else None
     found = list(_find(root, frozenset(known.rows) if known else frozenset()))
     if not found:
         masks = " but files that are named like masks" if _masks(root) else ""
         raise DataError(f"{root} holds no scan{masks}: put {_WHAT} there, or give --data DIR.")
+    _require_different(found)
     ids = safe_ids([scan.name for scan in found], [f"{scan.name} {scan.where}" for scan in found])
     names_of = {*ids, *(scan.where for scan in found)}
-    table = patients_by(Path(patients), _KEYS, names_of) if patients else {}
+    table = patients_by(Path(patients), KEYS, names_of, root) if patients else {}
     listed = [
         Case(case_id, table.get(case_id) or table.get(scan.where) or scan.patient or case_id, scan.path)
         for case_id, scan in zip(ids, found, strict=True)
@@ -142,8 +155,9 @@ def _labelled(
     """The scans that a table lists, with what it says of them. grouped: whose patients another table names.
 
     Raises:
-        DataError: it lists none, or puts a patient into two parts.
+        DataError: it lists none, says one thing of several series, or puts a patient into two parts.
     """
+    _require_one_series(cases, found, table, labels)
     listed = []
     for case, scan in zip(cases, found, strict=True):
         row = table.rows.get(case.id) or table.rows.get(scan.where)
@@ -157,13 +171,41 @@ def _labelled(
     return listed
 
 
+def _require_one_series(cases: Sequence[Case], found: Sequence[_Found], table: LabelTable, labels: Path) -> None:
+    """A row of a folder is of the one series in it.
+
+    Raises:
+        DataError: there are several.
+    """
+    beside: dict[str, list[str]] = {}
+    for case, scan in zip(cases, found, strict=True):
+        beside.setdefault(scan.where, []).append(case.id)
+    for where, ids in beside.items():
+        if len(ids) > 1 and where in table.rows:
+            raise DataError(
+                f"{labels} has one row for {where}, which holds {len(ids)} DICOM series: give each a row of its own, by its id "
+                f"in a column {CASE!r} in place of {PATH!r} ({', '.join(sorted(ids)[:2])}{', ...' * (len(ids) > 2)})."
+            )
+
+
+def _require_different(found: Iterable[_Found]) -> None:
+    """Raises:
+    DataError: two files have one name but for how its accents are stored, so that their ids would be one.
+    """
+    known: dict[tuple[str, str], Path] = {}
+    for scan in found:
+        other = known.setdefault((scan.name, scan.where), scan.path)
+        if other != scan.path:
+            raise DataError(f"{other} and {scan.path} differ only in how accents are stored: rename one of them.")
+
+
 def classes(labels: Path | None) -> tuple[str, ...]:
     """The names of the table's classes; see `label_table.classes_of`.
 
     Raises:
         DataError: a malformed table, or one without a class.
     """
-    return classes_of(Path(labels), _KEYS) if labels else ()
+    return classes_of(Path(labels), KEYS) if labels else ()
 
 
 def absent_rows(
@@ -172,24 +214,25 @@ def absent_rows(
     """How many scans the table of labels lists that are not among `cases`, by the table's name."""
     if labels is None:
         return {}
-    rows = read_labels(Path(labels), _KEYS).rows
+    rows = read_labels(Path(labels), Path(root), KEYS).rows
     return {Path(labels).name: len(rows.keys() - _names(Path(root), cases))}
 
 
 def _names(root: Path, cases: Iterable[Case]) -> set[str]:
     """What a table may call these scans: ids, paths of files, folders of DICOM series."""
-    found = set[str]()
-    for case in cases:
-        where = case.path.relative_to(root)
-        found |= {case.id, where.as_posix(), where.parent.as_posix()}
-    return found
+    return {name for case in cases for name in (case.id, where_of(case.path, root))}
+
+
+def where_of(path: Path, root: Path) -> str:
+    """What a table calls a scan that is read from a path: the file below the root, or the folder of its DICOM series."""
+    return below(root, path if path.is_dir() or suffix(path) in SUFFIXES else path.parent)
 
 
 def remarks(root: Path, cases: Iterable[Case], patients: Path | None = None, labels: Path | None = None) -> list[str]:
     """Sentences that the user should read: scans left out, files passed over as masks, classes that nobody has, DICOM
     series that are all of one patient.
     """
-    said, rows = [], read_labels(Path(labels), _KEYS).rows if labels else {}
+    said, rows = [], read_labels(Path(labels), Path(root), KEYS).rows if labels else {}
     masks = [name for name in _masks(Path(root)) if name not in rows]
     if labels is not None:
         here = {case.path for case in cases}
@@ -227,15 +270,15 @@ def _find(root: Path, listed: Set[str] = frozenset()) -> Iterator[_Found]:
             path = here / name
             if suffix(path) not in SUFFIXES:
                 others.append(path)
-            elif not is_mask(path) or path.relative_to(root).as_posix() in listed:
-                where = path.relative_to(root).as_posix()
+            elif not is_mask(path) or below(root, path) in listed:
+                where = below(root, path)
                 yield _Found(where[: -len(suffix(path))], path, where)
         if any(is_dicom(path) for path in others):
-            yield from _find_series(here, here.relative_to(root).as_posix())
+            yield from _find_series(here, below(root, here))
 
 
 def _find_series(folder: Path, where: str) -> Iterator[_Found]:
-    name = folder.name if where == "." else where
+    name = same_name(folder.name) if where == "." else where
     series = dicom_series(folder)
     for uid, files in series.items():
         patient = dicom_patient(files[0])
@@ -247,8 +290,7 @@ def _find_series(folder: Path, where: str) -> Iterator[_Found]:
 
 def _masks(root: Path) -> list[str]:
     """The image files that are named like masks, by their paths below the root."""
-    paths = (here / name for here, names in walk_files(root) for name in names)
-    return [path.relative_to(root).as_posix() for path in paths if suffix(path) in SUFFIXES and is_mask(path)]
+    return [below(root, path) for path in walk(root) if suffix(path) in SUFFIXES and is_mask(path)]
 
 
 def is_mask(path: Path) -> bool:

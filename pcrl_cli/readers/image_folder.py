@@ -11,8 +11,8 @@ from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.plan import Pictures
 from pcrl_cli.readers import shards
 from pcrl_cli.readers.image_io import PLAIN, Aspect, dicom_facts
-from pcrl_cli.readers.label_table import PATH, Row, classes_of, read_labels, require_one_part
-from pcrl_cli.readers.tables import of_one_patient, patients_by, require_folder, walk_files
+from pcrl_cli.readers.label_table import Row, classes_of, read_labels, require_one_part
+from pcrl_cli.readers.tables import PATH, below, of_one_patient, patients_by, require_folder, walk
 from pcrl_cli.readers.volume_io import is_dicom
 
 NAME = "folder"
@@ -37,16 +37,16 @@ def cases(root: Path, labels: Path | None = None, patients: Path | None = None) 
     counts as a patient of its own if none does.
 
     Raises:
-        DataError: no folder, no picture, a malformed table, or one that puts a patient into two parts.
+        DataError: no folder, no picture, two of one name, a malformed table, or one that puts a patient into two parts.
     """
     root = require_folder(root, _WHAT)
     there = _pictures(root)
     if not there:
         raise DataError(f"{root} holds no picture: put {_WHAT} there, or give --data DIR.")
-    known = read_labels(Path(labels)).rows if labels else dict.fromkeys(there, Row("", ()))
+    known = read_labels(Path(labels), root).rows if labels else dict.fromkeys(there, Row("", ()))
     if not known.keys() & there.keys():
         raise DataError(f"{labels} names none of the {len(there)} pictures in {root}: check its column {PATH!r}.")
-    whose = patients_by(Path(patients), (PATH,), set(there)) if patients else {}
+    whose = patients_by(Path(patients), (PATH,), set(there), root) if patients else {}
     listed = shards.shards(
         [
             ImageRef(
@@ -85,7 +85,7 @@ def remarks(root: Path, cases: Iterable[Case], labels: Path | None = None, patie
     """Sentences that the user should read: unlisted pictures, classes that nobody has, all of one patient."""
     said, refs = [], [ref for case in cases for ref in case.images]
     if labels is not None:
-        unlisted = _pictures(Path(root)).keys() - read_labels(Path(labels)).rows.keys()
+        unlisted = _pictures(Path(root)).keys() - read_labels(Path(labels), Path(root)).rows.keys()
         if unlisted:
             said.append(f"{len(unlisted)} pictures are not in {labels} (the first: {min(unlisted)}) and were left out")
         said += shards.empty_classes(cases, classes(labels))
@@ -99,17 +99,18 @@ def absent_rows(
     if labels is None:
         return {}
     here = {ref.id for case in cases for ref in case.images}
-    return {Path(labels).name: len(read_labels(Path(labels)).rows.keys() - here)}
+    return {Path(labels).name: len(read_labels(Path(labels), Path(root)).rows.keys() - here)}
 
 
 def _pictures(root: Path) -> dict[str, Path]:
     """The files named like pictures, and DICOM files without an ending, by their paths below the root."""
-    return {
-        (folder / name).relative_to(root).as_posix(): folder / name
-        for folder, names in walk_files(root)
-        for name in names
-        if shards.is_picture(name) or ("." not in name and is_dicom(folder / name))
-    }
+    found: dict[str, Path] = {}
+    for path in walk(root):
+        if shards.is_picture(path.name) or ("." not in path.name and is_dicom(path)):
+            other = found.setdefault(below(root, path), path)
+            if other != path:
+                raise DataError(f"{other} and {path} differ only in how accents are stored: rename one of them.")
+    return found
 
 
 def _patient(path: Path) -> str:

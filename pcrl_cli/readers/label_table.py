@@ -21,9 +21,9 @@ from pcrl_cli.core.case import Case, Part
 from pcrl_cli.core.errors import DataError
 from pcrl_cli.core.names import plain
 from pcrl_cli.readers.shards import without_doubles
-from pcrl_cli.readers.tables import header_of, read_columns
+from pcrl_cli.readers.tables import PATH, as_below, header_of, read_columns
 
-PATH, CASE = "path", "case"
+CASE = "case"
 _PATIENT, _LABEL, _PART = "patient", "label", "part"
 _SAYS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "": -1}
 
@@ -46,8 +46,8 @@ class LabelTable:
     rows: Mapping[str, Row]
 
 
-def read_labels(table: Path, keys: Sequence[str] = (PATH,)) -> LabelTable:
-    """What a table says of every image that it lists.
+def read_labels(table: Path, root: Path, keys: Sequence[str] = (PATH,)) -> LabelTable:
+    """What a table says of every image that it lists. Paths are of files below the root, as in `tables.below`.
 
     keys: columns that may name the image; the first that the table has counts.
 
@@ -61,7 +61,7 @@ def read_labels(table: Path, keys: Sequence[str] = (PATH,)) -> LabelTable:
     rows, lines = read_columns(table, (key, *own, *(names if are_columns else (_LABEL,))))
     if "" in rows[key]:
         raise DataError(f"{table}, line {lines[rows[key].index('')]}: the column {key!r} is empty: correct it.")
-    ids = [Path(text).as_posix() if key == PATH else text for text in rows[key]]
+    ids = [as_below(root, text) if key == PATH else text for text in rows[key]]
     patients = rows.get(_PATIENT, [""] * len(ids))
     parts = _parts(table, rows[_PART], lines) if _PART in own else [None] * len(ids)
     if are_columns:

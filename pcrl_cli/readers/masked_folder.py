@@ -31,7 +31,7 @@ from pcrl_cli.readers.masks import (
     require_masks,
     said_of,
 )
-from pcrl_cli.readers.tables import of_one_patient, require_folder
+from pcrl_cli.readers.tables import below, of_one_patient, patients_by, require_folder, same_name
 from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files
 
 NAME = "folder"
@@ -61,34 +61,69 @@ def cases(
         DataError: no folder, no scan, no mask of a scan, two of one; a malformed table.
     """
     root, masks = require_folder(root, _WHAT), Path(masks)
-    found = scans(root, masks, patients)
+    found = scans(root, masks)
     if not found:
         raise DataError(f"{root} holds no scan outside {masks}: put {_WHAT} there, or give --data DIR.")
-    channels = _channels(found, modalities) if modalities else {}
-    if modalities:
-        found = _joined(found, channels)
-    paired = pair(list(found), masks, lambda path: _is_mask(path, root, masks), ".nii.gz")
-    return sorted(
-        (
-            replace(case, files={**_in_order(channels.get(name, {}), modalities), **paired.files[name]})
-            for name, case in found.items()
-        ),
-        key=lambda case: case.id,
-    )
+    channels = _channels(found, modalities) if modalities else {name: {"": case} for name, case in found.items()}
+    own = ids(list(channels)) if modalities else [case.id for case in found.values()]
+    whose = _patients(root, dict(zip(own, (list(c.values()) for c in channels.values()), strict=True)), patients)
+    paired = pair(list(channels), masks, lambda path: _is_mask(path, root, masks), ".nii.gz")
+    listed = []
+    for (name, members), case_id in zip(channels.items(), own, strict=True):
+        files = {**_in_order(members, modalities), **paired.files[name]}
+        listed.append(Case(case_id, whose[case_id], next(iter(members.values())).path, files=files))
+    return sorted(listed, key=lambda case: case.id)
 
 
-def scans(root: Path, masks: Path, patients: Path | None = None) -> dict[str, Case]:
-    """What lies below the root, but for what lies below the folder of masks if that is another: path without ending -> case."""
+def scans(root: Path, masks: Path) -> dict[str, Case]:
+    """What lies below the root, but for what lies below the folder of masks if that is another: path without ending -> case.
+
+    Raises:
+        DataError: two differ in their endings only.
+    """
     apart = not is_below(root, masks)
-    listed = [case for case in folder.cases(root, patients) if not (apart and is_below(case.path, masks))]
-    return {_name(case, root): case for case in listed}
+    found: dict[str, Case] = {}
+    for case in folder.cases(root):
+        if not (apart and is_below(case.path, masks)):
+            other = found.setdefault(_name(case, root), case)
+            if other is not case:
+                raise DataError(
+                    f"{other.path} and {case.path} differ in their endings only: rename or remove one of them."
+                )
+    return found
+
+
+def _patients(root: Path, cases: Mapping[str, Sequence[Case]], table: Path | None) -> dict[str, str]:
+    """The patient of each case: whom the table names for it or one of its channels, else whom these themselves do.
+
+    cases: the scans that are the channels of each, by the case's id, which is its own patient where nobody names one.
+
+    Raises:
+        DataError: a malformed table; two patients of one case.
+    """
+    names = {
+        own: {own, *(name for scan in scans for name in (scan.id, folder.where_of(scan.path, root)))}
+        for own, scans in cases.items()
+    }
+    listed = patients_by(Path(table), folder.KEYS, set().union(*names.values()), root) if table else {}
+    result = {}
+    for own, scans in cases.items():
+        people = {listed[name] for name in names[own] if name in listed}
+        people = people or {scan.patient for scan in scans if scan.patient != scan.id}
+        if len(people) > 1:
+            raise DataError(
+                f"the channels of {own} are of the patients {' and '.join(sorted(people)[:2])}: correct "
+                f"{table or 'their headers'}, or leave the case out."
+            )
+        result[own] = next(iter(people), own)
+    return result
 
 
 def _name(case: Case, root: Path) -> str:
     """The path of a scan's file below the root without its ending, or of a DICOM series' folder."""
     if case.path == root:  # one series in the root itself
-        return root.resolve().name
-    where = case.path.relative_to(root).as_posix()
+        return same_name(root.resolve().name)
+    where = below(root, case.path)
     return where if case.path.is_dir() else where[: -len(suffix(case.path)) or None]
 
 
@@ -152,14 +187,17 @@ def images_of(case: Case) -> dict[str, Path]:
     return {name: path for name, path in case.files.items() if name not in masks_of(case)} or {"": case.path}
 
 
-def _in_order(found: Mapping[str, Path], modalities: Sequence[str] | None) -> dict[str, Path]:
+def _in_order(found: Mapping[str, Case], modalities: Sequence[str] | None) -> dict[str, Path]:
     """The files of a case's channels in the order of these; of what is missing the name that it would have."""
     if not modalities:
         return {}
-    name, path = next(iter(found.items()))
-    ending = suffix(path)
-    stem = path.name[: -len(ending) or None][: -len(name) - 1]
-    return {channel: found.get(channel, path.with_name(f"{stem}_{channel}{ending}")) for channel in modalities}
+    name, first = next(iter(found.items()))
+    ending = suffix(first.path)
+    stem = first.path.name[: -len(ending) or None][: -len(name) - 1]
+    return {
+        channel: found[channel].path if channel in found else first.path.with_name(f"{stem}_{channel}{ending}")
+        for channel in modalities
+    }
 
 
 def chosen(modalities: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -174,29 +212,19 @@ def chosen(modalities: Sequence[str] | None) -> tuple[str, ...] | None:
     return names or None
 
 
-def _channels(found: Mapping[str, Case], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Case -> channel -> file, of the files that end in `_CHANNEL`; a case has one file a channel."""
-    result: dict[str, dict[str, Path]] = {}
+def _channels(found: Mapping[str, Case], modalities: Sequence[str]) -> dict[str, dict[str, Case]]:
+    """Case -> channel -> scan, of the files that end in `_CHANNEL`; a case has one file a channel."""
+    result: dict[str, dict[str, Case]] = {}
     for name, case in found.items():
         for channel in modalities:
             if name.lower().endswith(f"_{channel.lower()}"):
-                result.setdefault(name[: -len(channel) - 1], {})[channel] = case.path
+                result.setdefault(name[: -len(channel) - 1], {})[channel] = case
     if not result:
         raise DataError(
             f"no scan ends in {' or '.join(f'_{name}' for name in modalities)} ({next(iter(found))}, ...): name channels as "
             "the files do with --modalities, or leave it out."
         )
     return result
-
-
-def _joined(found: Mapping[str, Case], channels: Mapping[str, Mapping[str, Path]]) -> dict[str, Case]:
-    """One case of all its channels: that of its first file, with the patient that this has if anybody named one."""
-    of_path = {case.path: case for case in found.values()}
-    firsts = [of_path[next(iter(paths.values()))] for paths in channels.values()]
-    return {
-        name: replace(case, id=own, patient=case.patient if case.patient != case.id else own)
-        for name, case, own in zip(channels, firsts, ids(list(channels)), strict=True)
-    }
 
 
 def _is_mask(path: Path, root: Path, masks: Path) -> bool:

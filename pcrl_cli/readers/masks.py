@@ -23,7 +23,7 @@ from pcrl_cli.core.case import Case
 from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.readers.folder import is_mask
 from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.tables import safe_ids, safe_name, walk_files
+from pcrl_cli.readers.tables import below, safe_ids, safe_name, walk_files
 
 MASK, OF_REGION = "mask", "mask/"
 """Names of a case's files: its mask, or that of one region."""
@@ -95,15 +95,15 @@ def _masks_in(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
         for path in (here / name for name in names):
             if not wanted(path):
                 continue
-            name = _key(path.relative_to(folder))
+            name = _key(folder, path)
             if name in found:
                 raise DataError(f"{found[name]} and {path} are masks of one name: remove one of them.")
             found[name] = path
     return found
 
 
-def _key(path: Path) -> str:
-    text = path.as_posix()
+def _key(folder: Path, path: Path) -> str:
+    text = below(folder, path)
     return text[: -len(suffix(path)) or None]
 
 
@@ -314,6 +314,8 @@ def regions_for(
     """
     layers = [name.removeprefix(OF_REGION) for name in cases[0].files if name.startswith(OF_REGION)]
     if layers:
+        if len(layers) == 1:
+            _require_one_label(cases, layers[0], given, found)
         if given is not None:
             raise ConfigError(
                 "--regions is for masks of several labels; here folders or files name the regions: leave it out"
@@ -330,6 +332,26 @@ def regions_for(
             "labels that matter with --regions."
         )
     return {str(label): (label,) for label in labels}
+
+
+def _require_one_label(cases: Sequence[Case], layer: str, given: object, found: Callable[[], set[int]]) -> None:
+    """A folder that is the only one is more likely to hold all masks than those of one region.
+
+    Raises:
+        DataError: its masks have several labels. ConfigError: regions of them are given.
+    """
+    first = cases[0].files[f"{OF_REGION}{layer}"]
+    where = next(folder for folder in first.parents if safe_name(folder.name) == layer)
+    if given is not None:
+        raise ConfigError(
+            f"--masks has one folder below it, {layer}, which counts as a region; for --regions give --masks {where}"
+        )
+    labels = sorted(found())
+    if len(labels) > 1:
+        raise DataError(
+            f"--masks has one folder below it, {layer}, which would be one region, and its masks have the labels {labels[0]}, "
+            f"{labels[1]}{', ...' * (len(labels) > 2)}: give --masks {where}, and each label is a region."
+        )
 
 
 def codes(regions: Regions) -> dict[int, int]:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,9 @@ from pcrl_cli.core.errors import DataError, blame_reading
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PATH = "path"
+"""The column that names a file by its path below the data folder."""
 
 
 def require_folder(root: Path, what: str) -> Path:
@@ -45,6 +49,27 @@ def walk(root: Path) -> Iterator[Path]:
     return (here / name for here, names in walk_files(root) for name in names)
 
 
+def same_name(text: str) -> str:
+    """A name as names are compared: with `/` for a backslash, and accents in one piece with their letters, which macOS stores
+    apart.
+    """
+    return unicodedata.normalize("NFC", text.replace("\\", "/"))
+
+
+def below(root: Path, path: Path) -> str:
+    """The path of a file or folder below the root, as ids and tables write it."""
+    return same_name(path.relative_to(root).as_posix())
+
+
+def as_below(root: Path, text: str) -> str:
+    """What a table calls a file, as `below` does: a `./` or the root's own path before it do not count."""
+    path = Path(same_name(text))
+    for base in (root.absolute(), root.resolve()):
+        if path.is_absolute() and path.is_relative_to(base):
+            path = path.relative_to(base)
+    return path.as_posix()
+
+
 def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> "pd.DataFrame":
     """The named columns of a CSV, text stripped and numbers as finite float64; the index is the row, from 0.
 
@@ -54,11 +79,7 @@ def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> 
     import pandas as pd  # half a second, which workers that read images need not spend
 
     table = _load(path)
-    missing = [name for name in (*text, *numbers) if name not in table.columns]
-    if missing:
-        raise DataError(
-            f"{path} lacks the column {missing[0]!r} (it has {', '.join(table.columns)}): correct its first line."
-        )
+    _require_columns(path, list(table.columns), (*text, *numbers))
     table = table[[*text, *numbers]]
     for name in text:
         table = table.assign(**{name: table[name].str.strip()})
@@ -94,10 +115,7 @@ def read_columns(path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]]
         raise DataError(f"{path} is not a readable CSV table ({error}): copy it again or correct it.") from None
     if rows and len(rows[0]) > len(header):
         header = [part.strip() for name in header for part in (name.split(",") if "[" in name else [name])]
-    missing = [name for name in names if name not in header]
-    if missing:
-        has = ", ".join(name for name in header if name) or "no column"
-        raise DataError(f"{path} lacks the column {missing[0]!r} (it has {has}): correct its first line.")
+    _require_columns(path, header, names)
     places = [header.index(name) for name in names]
     width = max(places, default=0) + 1
     short = next((line for row, line in zip(rows, lines, strict=True) if len(row) < width), None)
@@ -110,9 +128,25 @@ def header_of(path: Path) -> list[str]:
     """The names of a CSV's columns.
 
     Raises:
-        DataError: as `read_table`.
+        DataError: no such file, no CSV, or one whose columns something other than a comma divides.
     """
-    return [str(name) for name in _load(path, rows=0).columns]
+    header = [str(name) for name in _load(path, rows=0).columns]
+    _require_commas(path, header)
+    return header
+
+
+def _require_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in header]
+    if missing:
+        _require_commas(path, header)
+        has = ", ".join(name for name in header if name) or "no column"
+        raise DataError(f"{path} lacks the column {missing[0]!r} (it has {has}): correct its first line.")
+
+
+def _require_commas(path: Path, header: Sequence[str]) -> None:
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and sign in header[0]:
+            raise DataError(f"{path} has {name} between its columns: save it as a CSV with commas.")
 
 
 def _load(path: Path, rows: int | None = None) -> "pd.DataFrame":
@@ -137,18 +171,22 @@ def _refuse(path: Path, bad: "pd.Series[bool]", name: str, what: str) -> None:
         raise DataError(f"{path}, line {line}: the column {name!r} {what}: correct it or remove the line.")
 
 
-def patients_by(path: Path, keys: Sequence[str], known: set[str]) -> dict[str, str]:
+def patients_by(path: Path, keys: Sequence[str], known: set[str], root: Path | None = None) -> dict[str, str]:
     """The patient of every scan that a CSV names: the columns are `patient` and one of `keys`.
+
+    root: the data folder; a column `path` is of files below it, as in `below`.
 
     Raises:
         DataError: as `read_table`; one scan with two patients; a table that names nothing of what is `known`.
     """
-    key = next((key for key in keys if key in _load(path).columns), keys[0])
-    table = read_table(path, (key, "patient")).drop_duplicates()
-    doubled = table[table[key].duplicated()]
-    if len(doubled):
-        raise DataError(f"{path} gives {doubled[key].iloc[0]} two patients: correct it.")
-    patients = {str(name): str(patient) for name, patient in zip(table[key], table["patient"], strict=True)}
+    header = header_of(path)
+    key = next((key for key in keys if key in header), keys[0])
+    table = read_table(path, (key, "patient"))
+    patients: dict[str, str] = {}
+    for text, patient in zip(table[key], table["patient"], strict=True):
+        name = as_below(root, str(text)) if root is not None and key == PATH else str(text)
+        if patients.setdefault(name, str(patient)) != patient:
+            raise DataError(f"{path} gives {name} two patients: correct it.")
     if not known & patients.keys():
         raise DataError(f"{path} names none of the scans that were found: check its column {key!r}.")
     return patients

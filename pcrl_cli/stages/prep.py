@@ -24,7 +24,7 @@ from pcrl_cli.data.build import build as build_cache
 from pcrl_cli.data.cache import forget_others, images_in, open_cache, read_split
 from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
-from pcrl_cli.readers.masks import MASK
+from pcrl_cli.readers.masks import masks_of
 from pcrl_cli.stages.kinds import Noted, PrepSettings, completed, kind_of, peak_of, settled
 from pcrl_cli.stages.results import Plan, Result
 from pcrl_cli.stages.workspace import Workspace
@@ -121,7 +121,7 @@ def prep(
     of_reader = given | kind.options(settings)
     cases = _cases(reader, data, of_reader)
     noted = _noted(out)
-    if given.get("masks") is not None and given.get("regions") is None and MASK in cases[0].files:
+    if given.get("masks") is not None and given.get("regions") is None and len(masks_of(cases[0])) == 1:
         listener.say(f"looking through the masks of {_count(cases)} {kind.UNIT} for their labels")
     settings = settled(kind, settings, reader, cases, given, noted)
     if regions := getattr(settings, "regions", None):

@@ -1,5 +1,6 @@
 """Tables of labels, of pictures and of scans: what is read, and what a wrong one is told."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,15 @@ def labels_of(cases):
 
 
 def test_rows_hold_patient_labels_and_part(tmp_path):
-    found = read_labels(table(tmp_path / "t.csv", "path,part,x,patient,y\n./a//b.png,val,1,P,-1\nc.png,train,0,,\n"))
+    found = read_labels(
+        table(tmp_path / "t.csv", "path,part,x,patient,y\n./a//b.png,val,1,P,-1\nc.png,train,0,,\n"), tmp_path
+    )
     assert (found.key, found.classes) == ("path", ("x", "y"))
     assert found.rows == {"a/b.png": Row("P", (1, -1), "val"), "c.png": Row("", (0, -1), "train")}
 
 
 def test_a_part_that_is_blank_everywhere_says_nothing(tmp_path):
-    found = read_labels(table(tmp_path / "t.csv", "path,part,x\na.png,,1\nb.png,,0\n"))
+    found = read_labels(table(tmp_path / "t.csv", "path,part,x\na.png,,1\nb.png,,0\n"), tmp_path)
     assert {row.part for row in found.rows.values()} == {None}
     assert found.classes == ("x",)
 
@@ -74,7 +77,7 @@ def test_a_part_that_is_blank_everywhere_says_nothing(tmp_path):
 )
 def test_a_wrong_part_is_told_in_one_sentence(tmp_path, text, what):
     with pytest.raises(DataError, match=what):
-        read_labels(table(tmp_path / "t.csv", text))
+        read_labels(table(tmp_path / "t.csv", text), tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -175,10 +178,71 @@ def test_side_by_side_the_table_decides(tmp_path, scans):
 def test_a_column_of_our_own_that_is_written_otherwise_is_no_class(tmp_path, head):
     """Patients that were taken for a class would come to lie in several parts."""
     with pytest.raises(DataError, match=r"write it '(patient|part|path|label)'"):
-        read_labels(table(tmp_path / "labels.csv", f"{head}\na.png,1,0\n"))
+        read_labels(table(tmp_path / "labels.csv", f"{head}\na.png,1,0\n"), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["path,a b,a/b\na.png,1,0\n", "path,label\na.png,a b|A_b\n"])
 def test_classes_whose_metrics_would_have_one_name_are_refused(tmp_path, text):
     with pytest.raises(DataError, match="differ in signs only"):
-        read_labels(table(tmp_path / "labels.csv", text))
+        read_labels(table(tmp_path / "labels.csv", text), tmp_path)
+
+
+# ------------------------------------------------------------------------------------- names as other machines write them
+
+
+def test_a_folder_of_several_series_is_not_given_one_label(tmp_path, scans):
+    write_series(scans / "two", [0, 2, 4], uid="1.2.4")
+    write_series(scans / "two", [0, 2, 4, 6], uid="1.2.5", stem="b")
+    listed = table(tmp_path / "t.csv", "path,x\ntwo,1\n")
+    with pytest.raises(DataError, match=r"one row for two, which holds 2 DICOM series.*'case'.*two-1.2.4, two-1.2.5"):
+        folder.cases(scans, labels=listed)
+    by_id = table(tmp_path / "ids.csv", "case,x\ntwo-1.2.4,1\ntwo-1.2.5,0\n")
+    assert {c.id: c.label for c in folder.cases(scans, labels=by_id)} == {"two-1.2.4": (1,), "two-1.2.5": (0,)}
+
+
+COMPOSED, APART = unicodedata.normalize("NFC", "L\u00e9a"), unicodedata.normalize("NFD", "L\u00e9a")
+
+
+@pytest.mark.parametrize(("stored", "written"), [(APART, COMPOSED), (COMPOSED, APART)])
+def test_accents_that_are_stored_apart_are_the_same_name(tmp_path, stored, written):
+    scan(tmp_path / f"s/{stored}.nii.gz")
+    save(tmp_path / f"p/{stored}.png")
+    of_scans = table(tmp_path / "s.csv", f"path,x\n{written}.nii.gz,1\n")
+    of_pictures = table(tmp_path / "p.csv", f"path,x\n{written}.png,1\n")
+    (case,) = folder.cases(tmp_path / "s", labels=of_scans)
+    (shard,) = image_folder.cases(tmp_path / "p", labels=of_pictures)
+    assert (case.label, shard.images[0].label, shard.images[0].id) == ((1,), (1,), f"{COMPOSED}.png")
+    assert case.id == folder.cases(tmp_path / "s")[0].id == "L_a"
+    assert all(path.exists() for path in (*folder.files(case), shard.images[0].path))
+    assert folder.absent_rows(tmp_path / "s", [case], labels=of_scans) == {"s.csv": 0}
+    assert folder.remarks(tmp_path / "s", [case], labels=of_scans) == []
+
+
+def test_two_files_of_one_name_but_for_its_accents_are_refused(tmp_path):
+    for name in (APART, COMPOSED):
+        scan(tmp_path / f"s/{name}.nii.gz")
+        save(tmp_path / f"p/{name}.png")
+    for module, root in ((folder, tmp_path / "s"), (image_folder, tmp_path / "p")):
+        with pytest.raises(DataError, match="differ only in how accents are stored"):
+            module.cases(root)
+
+
+def test_a_path_may_be_absolute_if_it_is_below_the_folder(tmp_path, scans, pictures, monkeypatch):
+    of_scans = table(
+        tmp_path / "s.csv", f"path,x,patient\n{scans}/bob.nii.gz,1,B\n.\\ann\\1.nii.gz,0,A\n/else/2.nii.gz,0,A\n"
+    )
+    of_pictures = table(tmp_path / "p.csv", f"path,x\n{pictures}/a.png,1\n")
+    monkeypatch.chdir(tmp_path)
+    for root in (scans, scans.relative_to(tmp_path)):
+        cases = folder.cases(root, labels=of_scans, patients=of_scans)
+        assert labels_of(cases) == {"ann-1": ("A", (0,), None), "bob": ("B", (1,), None)}
+        assert folder.absent_rows(root, cases, labels=of_scans) == {"s.csv": 1}
+    assert image_folder.cases(pictures, of_pictures)[0].images[0].id == "a.png"
+
+
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_of_other_separators_is_told_to_be_saved_with_commas(tmp_path, scans, sign, name):
+    listed = table(tmp_path / "t.csv", f"path{sign}patient{sign}x\nbob.nii.gz{sign}B{sign}1\n")
+    for options in ({"labels": listed}, {"patients": listed}):
+        with pytest.raises(DataError, match=f"has {name} between its columns: save it as a CSV with commas"):
+            folder.cases(scans, **options)

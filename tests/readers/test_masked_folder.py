@@ -1,5 +1,6 @@
 """Scans with masks in whatever folders they lie."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,56 @@ def test_the_folder_reader_leaves_masks_to_the_right_module(tmp_path):
     mask(tmp_path / "t/m/a.nii.gz")
     with pytest.raises(DataError, match="holds no scan outside"):
         masked_folder.cases(tmp_path / "t", tmp_path / "t/m")
+
+
+# ---------------------------------------------------------------------------------------------- patients of several channels
+
+
+def channels(tmp_path, table: str) -> dict:
+    for name in ("a_t1", "a_t2", "b_t1", "b_t2"):
+        scan(tmp_path / f"s/{name}.nii.gz")
+    for name in "ab":
+        mask(tmp_path / f"m/{name}.nii.gz")
+    (tmp_path / "p.csv").write_text(table, encoding="utf-8")
+    cases = masked_folder.cases(tmp_path / "s", tmp_path / "m", patients=tmp_path / "p.csv", modalities=("t1", "t2"))
+    return {case.id: case.patient for case in cases}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "path,patient\na_t1.nii.gz,P\nb_t1.nii.gz,Q\n",
+        "path,patient\na_t2.nii.gz,P\nb_t2.nii.gz,Q\n",
+        "path,patient\na_t2.nii.gz,P\na_t1.nii.gz,P\nb_t1.nii.gz,Q\n",
+        "case,patient\na,P\nb,Q\n",
+        "case,patient\na_t2,P\nb_t1,Q\n",
+    ],
+)
+def test_a_table_may_name_a_case_or_any_of_its_channels(tmp_path, table):
+    assert channels(tmp_path, table) == {"a": "P", "b": "Q"}
+
+
+def test_channels_of_two_patients_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"channels of a are of the patients P and Q: correct .*p.csv"):
+        channels(tmp_path, "path,patient\na_t1.nii.gz,P\na_t2.nii.gz,Q\n")
+
+
+def test_a_case_that_no_table_names_is_a_patient_of_its_own(tmp_path):
+    assert channels(tmp_path, "path,patient\na_t2.nii.gz,P\n") == {"a": "P", "b": "b"}
+
+
+def test_scans_that_differ_in_their_endings_only_are_refused_and_not_lost(tmp_path):
+    scan(tmp_path / "s/a.nii.gz")
+    scan(tmp_path / "s/a.mhd")
+    mask(tmp_path / "m/a.nii.gz")
+    with pytest.raises(DataError, match="differ in their endings only"):
+        masked_folder.cases(tmp_path / "s", tmp_path / "m")
+
+
+def test_a_mask_whose_accents_are_stored_apart_is_the_scans(tmp_path):
+    scan(tmp_path / "s" / unicodedata.normalize("NFC", "L\u00e9a.nii.gz"))
+    stored = unicodedata.normalize("NFD", "L\u00e9a_seg.nii.gz")
+    mask(tmp_path / "m" / stored)
+    (case,) = masked_folder.cases(tmp_path / "s", tmp_path / "m")
+    assert case.files["mask"].name == stored
+    assert masked_folder.read(case, REGIONS).mask is not None

@@ -173,6 +173,16 @@ def test_sub_folders_name_the_regions_and_nothing_else_does():
         regions_for([case("mask/a", "mask/b")], "a=1", set)
 
 
+def test_one_sub_folder_of_masks_of_several_labels_is_no_region_and_says_which_folder_to_give(tmp_path):
+    lone = [Case("a", "a", Path("a"), files={"mask/all": tmp_path / "m/all/site/a.nii.gz"})]
+    assert regions_for(lone, None, lambda: {255}) == {"all": (1,)}
+    where = tmp_path / "m/all"
+    with pytest.raises(DataError, match=f"labels 1, 2: give --masks {where}, and each label is a region"):
+        regions_for(lone, None, lambda: {1, 2})
+    with pytest.raises(ConfigError, match=f"counts as a region; for --regions give --masks {where}"):
+        regions_for(lone, "a=1", lambda: {1})
+
+
 def test_labels_are_stored_as_they_are_or_numbered_where_they_exceed_eight_bits():
     assert codes({"a": (1, 4), "b": (4,)}) == {1: 1, 4: 4}
     assert label_values({"a": (1, 4)}) == {}
