@@ -64,9 +64,9 @@ def below(root: Path, path: Path) -> str:
 def as_below(root: Path, text: str) -> str:
     """What a table calls a file, as `below` does: a `./` or the root's own path before it do not count."""
     path = Path(same_name(text))
-    for base in (root.absolute(), root.resolve()):
-        if path.is_absolute() and path.is_relative_to(base):
-            path = path.relative_to(base)
+    if path.is_absolute():
+        bases = (Path(same_name(str(base))) for base in (root.absolute(), root.resolve()))
+        path = next((path.relative_to(base) for base in bases if path.is_relative_to(base)), path)
     return path.as_posix()
 
 
