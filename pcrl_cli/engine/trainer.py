@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pcrl_cli.core.config import Settings
-from pcrl_cli.core.errors import ConfigError, MachineError, NumericalError, Preempted
+from pcrl_cli.core.errors import MachineError, NumericalError, Preempted
 from pcrl_cli.core.learner import Batch, Learner, Progress, Views
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
@@ -132,16 +132,7 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` is bf16 autocast on CUDA and fp32 on the CPU, where it is bit-exact.
-
-    Raises:
-        ConfigError: bf16 was asked for on the CPU, where torch 2.13 with oneDNN returns uninitialised memory as the
-            weight gradient of a 3x3x3 convolution over 2x2x2 voxels or fewer: NaN at best, else silently wrong.
-    """
-    if precision == "bf16" and device.type == "cpu":
-        raise ConfigError(
-            "--precision bf16 is for GPUs: on a CPU the gradients of small 3D convolutions come out wrong; leave it out"
-        )
+    """`auto` is bf16 autocast on CUDA, fp32 on the CPU. What bf16 does to gradients: docs/performance.md."""
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
@@ -178,14 +169,13 @@ def fill_gradients(parameters: Sequence[nn.Parameter]) -> None:
         torch._foreach_zero_([p.grad for p in missing if p.grad is not None])
 
 
-def require_trainable(config: TrainConfig, device: torch.device, learner: type[Learner]) -> None:
+def require_trainable(config: TrainConfig, learner: type[Learner]) -> None:
     """What can be refused before a run's folder is made.
 
     Raises:
-        ConfigError: the precision does not fit the device, or `compile` the learner.
+        ConfigError: `compile` does not fit the learner.
         MachineError: TensorBoard is asked for and not installed.
     """
-    resolve_precision(config.precision, device)
     if config.compile:
         require_compilable(learner)
     if config.tensorboard:
@@ -222,7 +212,7 @@ class Trainer:
         self.world = world or World()
         self.metadata, self.validate, self.best_name = metadata, validate, best
         self.listener = listener if listener is not None and self.world.talks else Listener()
-        require_trainable(config, device, type(learner))
+        require_trainable(config, type(learner))
         self.precision = resolve_precision(config.precision, device)
         self.learner = arrange(learner, device)
         if self.world.size > 1:

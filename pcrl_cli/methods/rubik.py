@@ -19,7 +19,7 @@ from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.learner import Batch, Learner, Progress, Stored, Views, Watched
 from pcrl_cli.core.rng import Rng
-from pcrl_cli.networks.blocks import gap
+from pcrl_cli.networks.blocks import Conv3d, gap
 from pcrl_cli.networks.encoder import Encoder
 from pcrl_cli.networks.restorer import Restorer, architecture_of, backbone
 from pcrl_cli.pure import losses
@@ -61,14 +61,14 @@ class Critic(nn.Module):
         for d in range(levels):
             for c_out in (width * 2**d, 2 * width * 2**d):
                 layers += [
-                    nn.Conv3d(c_in, c_out, 3, padding=1),
+                    Conv3d(c_in, c_out, 3, padding=1),
                     nn.GroupNorm(1, c_out),
                     nn.LeakyReLU(0.2),
                 ]
                 c_in = c_out
             if d + 1 < levels:
                 layers.append(nn.AvgPool3d(2, ceil_mode=True))
-        self.layers = nn.Sequential(*layers, nn.Conv3d(c_in, 1, 1))
+        self.layers = nn.Sequential(*layers, Conv3d(c_in, 1, 1))
 
     def forward(self, candidate: Float[Tensor, "b c x y z"], g: Float[Tensor, "b c x y z"]) -> Float[Tensor, " b"]:
         return self.layers(torch.cat([candidate, g], dim=1)).float().flatten(1).mean(dim=1)

@@ -10,8 +10,15 @@ from torch.nn import functional as F
 from pcrl_cli.core.constants import constant
 from pcrl_cli.pure.precision import at_least_float32
 
-SAFE_AXIS = 4
-"""Voxels along the shortest axis from which on a bfloat16 convolution on a CPU has the right gradient (docs/LOG.md)."""
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d`, whose small maps are convolved in float32 under bfloat16 autocast on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_small_in_bf16(x, self.kernel_size[0]):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
 
 
 class Conv3d(nn.Conv3d):
@@ -27,15 +34,18 @@ class Conv3d(nn.Conv3d):
             return super().forward(x)
         if self.weight.is_contiguous() and not self.weight.is_contiguous(memory_format=torch.channels_last_3d):
             x = x.contiguous()
-        if is_small_in_bf16(x):
+        if is_small_in_bf16(x, self.kernel_size[0]):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float())
         return super().forward(x)
 
 
-def is_small_in_bf16(x: Tensor) -> bool:
-    """Whether a 3D convolution of this map would have a wrong gradient: bfloat16 on a CPU, an axis under SAFE_AXIS."""
-    return x.device.type == "cpu" and min(x.shape[2:]) < SAFE_AXIS and torch.is_autocast_enabled("cpu")
+def is_small_in_bf16(x: Tensor, taps: int = 3) -> bool:
+    """Whether a convolution of this map may get a wrong gradient: bfloat16 on a CPU, an axis no longer than the kernel.
+
+    There oneDNN (torch 2.13.0) leaves a part of the weights' gradient unwritten, at 2x2x2 voxels for one (docs/LOG.md).
+    """
+    return x.device.type == "cpu" and min(x.shape[2:]) <= taps and torch.is_autocast_enabled("cpu")
 
 
 TAPS = ((0.0, 0.0, 1.0, 1.0), (0.0, 1.0, 1.0, 0.0), (1.0, 1.0, 0.0, 0.0))
@@ -83,7 +93,7 @@ class Axes:
 
 
 AXES = {
-    2: Axes(2, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, "bilinear"),
+    2: Axes(2, Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, "bilinear"),
     3: Axes(3, Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, "trilinear"),
 }
 

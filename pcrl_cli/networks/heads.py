@@ -46,8 +46,8 @@ class Restoration(nn.Module):
 def full_resolution_head(dim: int, c: int, channels: int) -> nn.Sequential:
     """The released code's further restoration from F_N: Conv3x3(C -> 3) in 2D, Conv1x1x1(C -> 1)-sigmoid in 3D."""
     if dim == 2:
-        return nn.Sequential(nn.Conv2d(c, channels, 3, padding=1))
-    return nn.Sequential(nn.Conv3d(c, channels, 1), nn.Sigmoid())
+        return nn.Sequential(AXES[2].conv(c, channels, 3, padding=1))
+    return nn.Sequential(AXES[3].conv(c, channels, 1), nn.Sigmoid())
 
 
 class Comparison(nn.Module):

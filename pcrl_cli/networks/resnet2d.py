@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pcrl_cli.networks.blocks import Conv2d
 from pcrl_cli.networks.encoder import Encoder
 
 
@@ -28,9 +29,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.conv1 = Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.conv2 = Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
@@ -64,7 +65,7 @@ class ResNet18Encoder(Encoder):
         super().__init__()
         self.channels, self.width = channels, width
         self.widths = (width, width, 2 * width, 4 * width, 8 * width)
-        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.conv1 = Conv2d(channels, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)

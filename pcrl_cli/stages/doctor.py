@@ -113,9 +113,11 @@ def _convolution(device: torch.device) -> Check:
     detail = f"relative error {forward:.1e}, of the weight gradient {gradient:.1e}, against float32 on {device.type}"
     if good:
         return Check(name="bf16 conv3d", state="ok", detail=detail)
-    if device.type == "cpu":  # not used there: pcrl trains in float32 on a CPU
+    if device.type == "cpu" and forward < TOLERANCE:  # networks convolve such small maps in float32 there
         return Check(
-            name="bf16 conv3d", state="warning", detail=f"{detail}: wrong, which is why a CPU trains in fp32 here"
+            name="bf16 conv3d",
+            state="warning",
+            detail=f"{detail}: wrong, so maps of that size stay in float32 on this CPU",
         )
     return Check(
         name="bf16 conv3d", state="failed", detail=f"{detail}: train with --precision fp32, or change torch or cuDNN"

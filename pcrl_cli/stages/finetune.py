@@ -210,7 +210,7 @@ def _train(
     listener: Listener,
 ) -> FinetuneResult:
     module = find("task", settings.task, TASKS)
-    require_trainable(settings.train, device, module.TASK)
+    require_trainable(settings.train, module.TASK)
     workflow, work = workflow_of(module), Work(module, settings, cache, device, listener, world=world)
     architecture = architecture_of(settings, weights, training.dim_of(module, cache))
     decoder = decoder_of(settings, weights)

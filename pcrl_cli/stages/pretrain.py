@@ -205,7 +205,7 @@ def _train(
     world: World,
     listener: Listener,
 ) -> PretrainResult:
-    require_trainable(settings.train, device, find("method", settings.method, METHODS).LEARNER)
+    require_trainable(settings.train, find("method", settings.method, METHODS).LEARNER)
     patients = training_patients(cache, settings.set_aside)
     learner = build_learner(settings, cache)
     transfer = _load(learner, start, cache) if start else None

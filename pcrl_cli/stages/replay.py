@@ -83,7 +83,7 @@ def replay(capture: Path, cache: Path | None = None, *, device: Device = "auto")
     learner, train = _learner(run, cache)
     learner.load_state_dict(unseal(weights).model)
     learner = arrange(learner, where)
-    precision = resolve_precision(train.precision if where.type == "cuda" else "auto", where)
+    precision = resolve_precision(train.precision, where)
     on_device = {name: value.to(where) for name, value in batch.items()}
     done = replay_step(learner, on_device, state["seed"], state["step"], state["steps"], precision)
     return _result(capture, run, state["step"], int(match[2] or 0), state["terms"], done, where.type, precision)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from toys import CPU, config, trainer
+from toys import config, trainer
 
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.engine.compiling import GRAPHS
@@ -72,8 +72,8 @@ def test_a_compiled_forward_pass_gives_the_same_losses_and_compiles_a_scale_once
 @pytest.mark.parametrize("method", [C2L, PCRLv1, Rubik])
 def test_a_method_that_cannot_be_compiled_says_so_before_anything_is_made(method):
     with pytest.raises(ConfigError, match=f"train.compile is not for {method.__name__}"):
-        require_trainable(config(compile=True), CPU, method)
-    require_trainable(config(), CPU, method)
+        require_trainable(config(compile=True), method)
+    require_trainable(config(), method)
 
 
 def test_the_trainer_refuses_it_too(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import CPU, Source, digests, everything, losses, new_run, rows, same
 
-from pcrl_cli.core.errors import ConfigError, NumericalError, Preempted
+from pcrl_cli.core.errors import NumericalError, Preempted
 from pcrl_cli.core.learner import Stored
 from pcrl_cli.engine.trainer import TrainConfig, Trainer
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2
@@ -61,10 +61,22 @@ def test_nan_in_one_voxel_leaves_pcrlv2_as_it_was(tmp_path):
     assert same(everything(t), kept)
 
 
-def test_bf16_is_refused_on_a_cpu_whose_small_convolutions_have_wrong_gradients(tmp_path):
-    with pytest.raises(ConfigError, match=r"--precision bf16 is for GPUs: .*; leave it out"):
-        train(tmp_path, precision="bf16")
-    assert train(tmp_path).precision == "fp32"
+def test_bf16_on_a_cpu_is_asked_for_and_resumes_exactly(tmp_path):
+    assert train(tmp_path / "auto").precision == "fp32"
+    train(tmp_path / "fp32").fit()
+    train(tmp_path / "whole", precision="bf16").fit()
+    with pytest.raises(Preempted):
+        train(
+            tmp_path / "parts",
+            lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None,
+            precision="bf16",
+        ).fit()
+    train(tmp_path / "parts", precision="bf16").fit()
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    first, exact = rows(tmp_path / "whole")[0]["loss/restore"], rows(tmp_path / "fp32")[0]["loss/restore"]
+    assert first != exact
+    assert first == pytest.approx(exact, rel=0.05)
 
 
 @pytest.mark.parametrize("size", [(4, 4, 2), (2, 2, 2), (2, 2, 1), (1, 1, 1)])

@@ -153,7 +153,6 @@ def test_a_gpu_that_is_not_there_is_refused_and_nothing_is_written(chain):
         (pretrain_layers(batch=9), r"the batch \(9\) is larger than an epoch \(8 "),
         (pretrain_layers(batch=1), r"train\.batch"),
         (pretrain_layers(set_aside=0.99), "no training patient"),
-        (pretrain_layers(train={"steps": 3, "batch": 4, "precision": "bf16"}), "--precision bf16 is for GPUs"),
         (pretrain_layers(learner={"width": 4, "augment": {"swap_patch": [64, 64, 64]}}), "swap_patch"),
     ],
 )
