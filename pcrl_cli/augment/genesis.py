@@ -93,8 +93,8 @@ def shuffle(batch: Float[Tensor, "b c *space"], params: Shuffle) -> Float[Tensor
     """Every window's voxels are read from the original view, permuted alike in all channels and written to the result.
 
     So a voxel shows what the last window that covers it put there: a permutation of that window, seen from its end.
-    On a CPU only the views and the voxels that windows cover are computed; elsewhere all of them, to the same numbers,
-    since the host would wait to hear which.
+    On a CPU only the views and the voxels that windows cover are computed; elsewhere as many as they could cover, to the
+    same numbers, since the host would wait to hear which.
     """
     if batch.device.type != "cpu":
         return shuffle_all(batch, params)
