@@ -58,6 +58,11 @@ def augmentation(quick: bool) -> Iterator[Row]:
     a = augment.measure(repeats=2 if quick else 5)
     yield "G4 augmentation of a pair, TorchIO / ours", f"{a['ratio']:.2f}x", "4x", "5x"
     yield "augmentation of a pair, ours", f"{1e3 * a['ours_s_per_pair']:.1f} ms", "", ""
+    for shape in ((64, 64, 32), (224, 224)):
+        view = augment.shuffling(shape, repeats=2 if quick else 5)
+        ours, whole, by_keys = (f"{1e3 * view[name]:.1f}" for name in ("ours", "without the host", "sorted keys"))
+        name = f"local shuffling of a view of {'x'.join(map(str, shape))}, ours / all voxels, as on a GPU / sorted keys"
+        yield name, f"{ours} / {whole} / {by_keys} ms", "", ""
 
 
 def pictures(quick: bool) -> Iterator[Row]:

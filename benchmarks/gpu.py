@@ -399,7 +399,7 @@ def breakdown(bench: Bench) -> list[Row]:
         "backward": whole - ahead,
         "optimiser": bench.seconds(optimiser.step),
         "copies of the buffers, and putting them back": bench.seconds(
-            lambda: Snapshot(learner, {}).undo_unless(torch.ones((), dtype=torch.bool, device=bench.device))
+            lambda: Snapshot(learner).undo_unless(torch.ones((), dtype=torch.bool, device=bench.device))
         ),
     }
     return [(f"step at F3: {name}", f"{1e3 * seconds:.2f} ms") for name, seconds in parts.items()]

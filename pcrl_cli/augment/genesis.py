@@ -5,8 +5,9 @@ view) and then applied (`x`: a function of the batch and of what was drawn). Sha
 """
 
 import math
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import permutations, product
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Int32
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pcrl_cli.core.rng import Stream
+from pcrl_cli.core.rng import Stream, mix
 
 Shape = tuple[int, ...]
 BEZIER_POINTS = 1000
@@ -22,10 +23,14 @@ BEZIER_POINTS = 1000
 points in corners of the square) it is 5e-3."""
 BORDER = 3
 """Voxels at the faces that no box touches; fewer where a view is too small for that."""
-ROUNDS = 4
-"""Of the mixing that permutes a window's voxels."""
-CHUNK_VOXELS = 2**23
-"""Of the covers of local shuffling that are held at a time."""
+ROUNDS = 8
+"""Of the mixing that permutes a window's voxels, of rows and of columns in turn."""
+SMALL = 6
+"""Voxels of a window that is permuted as one row."""
+CHOICES = math.factorial(SMALL)
+"""Permutations that a row of a given length may have."""
+CHUNK_VOXELS = {"cpu": 2**17}
+"""Voxels of the views that are shuffled at a time: what a core's cache holds. Elsewhere 2^23, for the covers' memory."""
 
 
 # ------------------------------------------------------------------------------------------------------------ flip
@@ -56,24 +61,27 @@ def flip(batch: Float[Tensor, "b c *space"], axes: Bool[Tensor, "b d"]) -> Float
 class Shuffle:
     """Windows of each view whose voxels are permuted, in order: later ones overwrite earlier ones.
 
-    on: whether the view is shuffled at all. start, side: voxels. keys: of every window's permutation.
+    on: whether the view is shuffled at all. start, side: voxels. keys: of every window's permutation. most: the largest
+    sides that windows can have, which the host knows without asking.
     """
 
     on: Bool[Tensor, " b"]
     start: Int[Tensor, "b w d"]
     side: Int[Tensor, "b w d"]
     keys: Int32[Tensor, "b w"]
+    most: Shape
 
 
 def draw_shuffle(stream: Stream, shape: Shape, probability: float = 0.5, windows: int = 10_000) -> Shuffle:
     """Sides uniform over 1 .. max(1, N // 10) an axis, positions uniform over those that fit."""
     on = stream.uniform() < probability
+    most = tuple(max(1, n // 10) for n in shape)
     sides, starts = [], []
-    for n in shape:
-        side = 1 + stream.integers(max(1, n // 10), windows)
+    for n, largest in zip(shape, most, strict=True):
+        side = 1 + stream.integers(largest, windows)
         sides.append(side)
         starts.append(_up_to(stream.uniform(windows), n - side))
-    return Shuffle(on, torch.stack(starts, dim=2), torch.stack(sides, dim=2), stream.bits(windows))
+    return Shuffle(on, torch.stack(starts, dim=2), torch.stack(sides, dim=2), stream.bits(windows), most)
 
 
 def _up_to(u: Float[Tensor, "*n"], most: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -85,53 +93,83 @@ def shuffle(batch: Float[Tensor, "b c *space"], params: Shuffle) -> Float[Tensor
     """Every window's voxels are read from the original view, permuted alike in all channels and written to the result.
 
     So a voxel shows what the last window that covers it put there: a permutation of that window, seen from its end.
+    On a CPU only the views and the voxels that windows cover are computed; elsewhere as many as they could cover, to the
+    same numbers, since the host would wait to hear which.
     """
+    if batch.device.type != "cpu":
+        return shuffle_all(batch, params)
+    return _shuffled(batch, params, params.on.nonzero().flatten(), sparse=True)
+
+
+def shuffle_all(batch: Float[Tensor, "b c *space"], params: Shuffle) -> Float[Tensor, "b c *space"]:
+    """The same by a number of kernels that depends on shapes alone."""
+    return _shuffled(batch, params, torch.arange(len(batch), device=batch.device), sparse=False)
+
+
+def _shuffled(batch: Tensor, params: Shuffle, rows: Int[Tensor, " k"], sparse: bool) -> Float[Tensor, "b c *space"]:
     out = batch.clone()
-    rows = params.on.nonzero().flatten()
-    size = max(1, CHUNK_VOXELS // batch[0, 0].numel())
+    size = max(1, CHUNK_VOXELS.get(batch.device.type, 2**23) // batch[0, 0].numel())
     for part in rows.split(size) if len(rows) else ():
-        source = _sources(params.start[part], params.side[part], params.keys[part], tuple(batch.shape[2:]))
+        on, start, side, keys = params.on[part], params.start[part], params.side[part], params.keys[part]
+        source = _sources(Shuffle(on, start, side, keys, params.most), tuple(batch.shape[2:]), sparse)
         flat = batch[part].flatten(2)
         out[part] = flat.gather(2, source[:, None].expand_as(flat)).view(-1, *batch.shape[1:])
     return out
 
 
-def _sources(start: Tensor, side: Tensor, keys: Tensor, shape: Shape) -> Int[Tensor, "b n"]:
-    """From where each voxel is read, as flat indices."""
-    last = last_cover(start, side, shape).flatten(1).long() - 1  # b n; -1 where no window lies
-    voxel = torch.arange(math.prod(shape), device=start.device)
-    view, place = (last >= 0).nonzero(as_tuple=True)
-    window = last[view, place]
-    first, sides, key = start[view, window], side[view, window], keys[view, window]  # k d, k d, k
+def _sources(params: Shuffle, shape: Shape, sparse: bool) -> Int[Tensor, "b n"]:
+    """From where each voxel is read, as flat indices. sparse: the host looks up which are covered."""
+    b, windows, d = params.start.shape
+    device, n = params.start.device, math.prod(shape)
+    last = last_cover(params.start, params.side, shape, params.most).flatten(1) * params.on[:, None]
+    last = F.pad(last.flatten(), (0, 1))  # one more, for voxels that are not there
+    voxel = last.nonzero().flatten() if sparse else _covered(last, b * min(n, windows * math.prod(params.most)))
+    window = last[voxel].long() - 1  # -1 where none lies
+    covered, place = window >= 0, (voxel % n).int()
+    window = torch.where(covered, window + voxel.div(n, rounding_mode="floor") * windows, 0)
+    table = torch.cat([t.flatten(0, -2).T for t in (params.start, params.side, params.keys[..., None])]).int()
+    first, sides, (key,) = table.index_select(1, window).split([d, d, 1])
     within = torch.zeros_like(place)
-    for i, n in enumerate(shape):
-        steps = math.prod(shape[i + 1 :])
-        within = within * sides[:, i] + place // steps % n - first[:, i]
-    within = permuted(within, sides.prod(dim=1), key)
+    for i, size in enumerate(shape):
+        within = within * sides[i] + place // math.prod(shape[i + 1 :]) % size - first[i]
+    columns = math.prod(sides[1:], start=torch.ones_like(key))
+    longest = max(params.most[0], math.prod(params.most[1:]))
+    within = permuted(within * covered, sides[0], columns, key, longest)
     read = torch.zeros_like(place)
-    for i in reversed(range(len(shape))):
-        read += (first[:, i] + within % sides[:, i]) * math.prod(shape[i + 1 :])
-        within = within // sides[:, i]
-    return voxel.expand(len(start), -1).index_put((view, place), read)
+    for i in reversed(range(d)):
+        read += (first[i] + within % sides[i]) * math.prod(shape[i + 1 :])
+        within = within // sides[i]
+    everywhere = F.pad(torch.arange(n, device=device).repeat(b), (0, 1))
+    return everywhere.index_put((voxel,), torch.where(covered, read, place).long())[:-1].view(b, n)
 
 
-def last_cover(start: Int[Tensor, "b w d"], side: Int[Tensor, "b w d"], shape: Shape) -> Int32[Tensor, "b *space"]:
-    """1 + the number of the last window that covers each voxel, 0 where none does.
+def _covered(last: Int32[Tensor, " n"], most: int) -> Int[Tensor, " most"]:
+    """Where `last` is not 0, which is `most` times at most; then n - 1. Every place where that is no fewer, as is cheaper."""
+    if most >= len(last) - 1:
+        return torch.arange(len(last), device=last.device)
+    found = torch.searchsorted((last > 0).cumsum(0), torch.arange(1, most + 1, device=last.device))
+    return found.clamp_max(len(last) - 1)
+
+
+def last_cover(
+    start: Int[Tensor, "b w d"], side: Int[Tensor, "b w d"], shape: Shape, most: Shape
+) -> Int32[Tensor, "b *space"]:
+    """1 + the number of the last window that covers each voxel, 0 where none does. most: of the sides.
 
     A window is the union of 2^d overlapping boxes whose sides are powers of two, at its corners. Boxes of a size note
     their windows at their first voxels; then boxes of 2^k are halved, axis by axis, down to single voxels.
     """
     b, w, d = start.shape
     level = (side.float() + 0.5).log2().floor().long()  # of the largest power of two within each side
-    most = level.flatten(0, 1).amax(dim=0).tolist()
-    grids = start.new_zeros(*(m + 1 for m in most), b, math.prod(shape), dtype=torch.int32)
+    top = [n.bit_length() - 1 for n in most]
+    grids = start.new_zeros(*(k + 1 for k in top), b, math.prod(shape), dtype=torch.int32)
     flat = grids.view(-1)
     number = torch.arange(1, w + 1, dtype=torch.int32, device=start.device).expand(b, w)
     view = torch.arange(b, device=start.device)[:, None]
     for corner in product((0, 1), repeat=d):
         index = torch.zeros_like(view)
         for i in range(d):
-            index = index * (most[i] + 1) + level[:, :, i]
+            index = index * (top[i] + 1) + level[:, :, i]
         index = index * b + view
         for i, far in enumerate(corner):
             first = start[:, :, i] + (side[:, :, i] - (1 << level[:, :, i]) if far else 0)
@@ -139,7 +177,7 @@ def last_cover(start: Int[Tensor, "b w d"], side: Int[Tensor, "b w d"], shape: S
         flat.scatter_reduce_(0, index.flatten(), number.flatten(), "amax")
     grids = grids.view(*grids.shape[:d], b, *shape)
     for i in range(d):
-        for k in range(most[i], 0, -1):
+        for k in range(top[i], 0, -1):
             whole, half = grids.select(i, k), grids.select(i, k - 1)
             torch.maximum(half, whole, out=half)
             axis, step = d + i, 1 << (k - 1)
@@ -149,30 +187,48 @@ def last_cover(start: Int[Tensor, "b w d"], side: Int[Tensor, "b w d"], shape: S
     return grids.view(b, *shape)
 
 
-def permuted(i: Int[Tensor, " k"], n: Int[Tensor, " k"], key: Int32[Tensor, " k"]) -> Int[Tensor, " k"]:
-    """The place of i, 0 <= i < n, in the pseudo-random permutation of 0 .. n - 1 that the key names.
+def permuted(
+    i: Int32[Tensor, " k"],
+    rows: Int32[Tensor, " k"],
+    columns: Int32[Tensor, " k"],
+    key: Int32[Tensor, " k"],
+    longest: int,
+) -> Int32[Tensor, " k"]:
+    """The place of i, 0 <= i < rows * columns, in the pseudo-random permutation of these numbers that the key names.
 
-    A keyed bijection of the 2^m >= n numbers (products with odd numbers, sums, exclusive ors with own upper bits),
-    applied again while its value is n or more: what it does within 0 .. n - 1 is a permutation.
+    They are written row by row; then every row is permuted by itself, every column, every row again, ROUNDS times in all,
+    each by one of CHOICES permutations, which a hash of (key, round, row or column) picks. SMALL numbers or fewer are one
+    row, so that all their orders are equally likely; of more, each stands in each place equally often. (Every order is
+    reached: permuting rows, columns and rows again gives any. How evenly: docs/performance.md.)
+
+    longest: no row nor column is longer.
     """
-    bits = (n.float() - 0.5).clamp_min(1).log2().floor().long() + 1  # 2^bits >= n, at least 2
-    mask, half = (1 << bits) - 1, (bits + 1) // 2
-    words = Stream(torch.stack([key, key ^ 0x5BD1E995], dim=1)).bits(2 * ROUNDS).long() & 0xFFFFFFFF
+    table = _row_permutations(max(longest, SMALL), i.device)
+    n = rows * columns
+    rows, columns = torch.where(n <= SMALL, 1, rows), torch.where(n <= SMALL, n, columns)
+    row = i // columns
+    at, length = [row, i - row * columns], [rows, columns]
+    before = [CHOICES // 2 * (m - 1) * m for m in length]  # numbers of the shorter permutations
+    for r in range(ROUNDS):
+        along, other = (1, 0) if r % 2 == 0 else (0, 1)
+        bits = mix((at[other] * ROUNDS + r) ^ key) >> 11 & 0x1FFFFF
+        choice = bits * CHOICES >> 21
+        at[along] = table.index_select(0, before[along] + choice * length[along] + at[along])
+    return at[0] * columns + at[1]
 
-    def step(x: Tensor, rows: Tensor) -> Tensor:
-        for r in range(ROUNDS):
-            x = (x * (2 * words[rows, 2 * r] + 1) + words[rows, 2 * r + 1]) & mask[rows]
-            x = x ^ (x >> half[rows])
-        return x
 
-    everywhere = torch.arange(len(i), device=i.device)
-    out = step(i, everywhere)
-    beyond = (out >= n).nonzero().flatten()
-    while len(beyond):
-        again = step(out[beyond], beyond)
-        out = out.index_put((beyond,), again)
-        beyond = beyond[again >= n[beyond]]
-    return out
+@lru_cache(maxsize=16)
+def _row_permutations(longest: int, device: torch.device) -> Int32[Tensor, " n"]:
+    """CHOICES permutations of 0 .. n - 1 for n = 1 .. longest: all, equally often, up to SMALL; then random ones."""
+    parts = []
+    for n in range(1, longest + 1):
+        if n <= SMALL:
+            every = torch.tensor(list(permutations(range(n))))
+            parts.append(every.repeat(CHOICES // len(every), 1))
+        else:
+            keys = Stream.of("row permutations", n).bits(CHOICES * n)
+            parts.append(keys.view(CHOICES, n).argsort(dim=1, stable=True))
+    return torch.cat([part.flatten() for part in parts]).int().to(device)
 
 
 # ----------------------------------------------------------------------------------------------- non-linear intensity
@@ -330,8 +386,8 @@ def draw_one_of(stream: Stream, shape: Shape, windows: int = 5) -> Corruption:
     outer = draw_paint(stream.fork("outside"), shape, 1.0, 0.0, boxes=1, more=1.0)
     within = kind == 2
     return Corruption(
-        Shuffle(kind == 0, drawn.shuffle.start, drawn.shuffle.side, drawn.shuffle.keys),
-        Curve(kind == 1, drawn.curve.control, drawn.curve.falling),
+        replace(drawn.shuffle, on=kind == 0),
+        replace(drawn.curve, on=kind == 1),
         Paint(
             within,
             kind == 3,

@@ -17,7 +17,7 @@ from torch import Tensor
 _M1, _M2 = 0x7FEB352D, 0x846CA68B - (1 << 32)  # lowbias32's multipliers, as signed 32-bit words
 
 
-def _mix(x: Int32[Tensor, "*s"]) -> Int32[Tensor, "*s"]:
+def mix(x: Int32[Tensor, "*s"]) -> Int32[Tensor, "*s"]:
     """lowbias32: a bijection of 32-bit words; every shift is made logical by a mask."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * _M1
@@ -57,26 +57,26 @@ class Stream:
         index = index.long()
         low, high = (index & 0xFFFFFFFF), (index >> 32)
         low, high = (torch.where(w >= 2**31, w - 2**32, w).to(torch.int32) for w in (low, high))
-        k0 = _mix(_mix(low ^ self.keys[:, 0]) + high)
-        return type(self)(torch.stack([k0, _mix(k0 ^ self.keys[:, 1]) + _mix(low + self.keys[:, 0])], dim=1))
+        k0 = mix(mix(low ^ self.keys[:, 0]) + high)
+        return type(self)(torch.stack([k0, mix(k0 ^ self.keys[:, 1]) + mix(low + self.keys[:, 0])], dim=1))
 
     def fork(self, name: str) -> "Stream":
         """The streams' children called `name`: what they give does not depend on what was drawn before."""
         a, b = _words(name)
-        return type(self)(torch.stack([_mix(self.keys[:, 0] ^ a), _mix(self.keys[:, 1] + b)], dim=1))
+        return type(self)(torch.stack([mix(self.keys[:, 0] ^ a), mix(self.keys[:, 1] + b)], dim=1))
 
     def each(self, n: int) -> "Stream":
         """n streams a sample, sample-major: (b * n) streams for views of shape (b, n, ...)."""
         i = torch.arange(n, dtype=torch.int32, device=self.device)
-        k0 = _mix(self.keys[:, :1] + _mix(i + 0x3C6EF372))
-        k1 = _mix(self.keys[:, 1:] ^ k0)
+        k0 = mix(self.keys[:, :1] + mix(i + 0x3C6EF372))
+        k1 = mix(self.keys[:, 1:] ^ k0)
         return type(self)(torch.stack([k0, k1], dim=2).reshape(-1, 2))
 
     def bits(self, n: int) -> Int32[Tensor, "b n"]:
         """n words of 32 random bits a sample; advances the count of draws by n."""
         counter = torch.arange(self.count, self.count + n, dtype=torch.int32, device=self.device)
         self.count += n
-        return _mix(_mix(counter ^ self.keys[:, :1]) + self.keys[:, 1:])
+        return mix(mix(counter ^ self.keys[:, :1]) + self.keys[:, 1:])
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "b *shape"]:
         """U[low, high), 24 random bits each; rounding may reach `high` itself where `low` is not 0."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -107,9 +108,10 @@ class Made:
 
     step: int
     row: dict[str, Any]
-    terms: tuple[str, ...]
-    numbers: Float[Tensor, " n"]
-    """The terms' means, the wishes to stop and to save, the gradient's norm, 1 if the weights moved."""
+    terms: dict[str, tuple[str, ...]]
+    """By player, in the order in which they move."""
+    numbers: list[Float[Tensor, " n"]]
+    """Of each player: its terms' means, the wishes to stop and to save, its gradient's norm, 1 if its weights moved."""
     positions: Tensor
     batch: Batch
 
@@ -350,17 +352,16 @@ class Trainer:
     def _one_step(self, positions: Tensor, batch: Batch) -> dict[str, Any]:
         """Views, losses, a step of every player; the row to log. Changes nothing if a number is not finite."""
         progress = Progress(self.step, self.steps)
-        before = Snapshot(self.learner, self.optimisers)
+        before = Snapshot(self.learner, self._earlier())
         views, row = self._begin(positions, batch)
         for player, optimiser in self.optimisers.items():
             names, values = self._gradients(views, progress, player)
             terms, norm = self._heard(names, values.tolist())  # the step's only wait
-            loss, prefix = sum(terms.values()), f"{player}/" if len(self.optimisers) > 1 else ""
-            row |= {f"loss/{prefix}{name}": value for name, value in terms.items()} | {f"{prefix}gradient_norm": norm}
-            if not math.isfinite(loss + norm):  # of the means over the ranks, so that all come here or none
+            row |= self._part_of_row(player, terms, norm)
+            if not math.isfinite(sum(terms.values()) + norm):  # of the means over the ranks: all come here or none
                 before.undo()
                 self._not_finite(batch, positions, terms, norm)
-            if self._may_skip() and loss > self._skipped_above:
+            if self._may_skip() and sum(terms.values()) > self._skipped_above:
                 before.undo()
                 row["skipped"] = 1
                 break
@@ -380,36 +381,53 @@ class Trainer:
             views = self.learner.views(batch, Rng.at(self.config.seed, self.step, positions))
         return views, {"step": self.step, "epoch": self.step // self.per_epoch, "lr": self._set_lr()}
 
+    def _earlier(self) -> list[torch.optim.Optimizer]:
+        """The optimisers that move before the last player's numbers are known."""
+        return list(self.optimisers.values())[:-1]
+
+    def _part_of_row(self, player: str, terms: dict[str, float], norm: float) -> dict[str, Any]:
+        prefix = f"{player}/" if len(self.optimisers) > 1 else ""
+        return {f"loss/{prefix}{name}": value for name, value in terms.items()} | {f"{prefix}gradient_norm": norm}
+
     def _may_be_blind(self) -> bool:
-        """Whether the next step may go on before its numbers are known; the first one makes the optimiser's state."""
-        return self.log_every > 1 and len(self.optimisers) == 1 and any(o.state for o in self.optimisers.values())
+        """Whether the next step may go on before its numbers are known; the first one makes the optimisers' states."""
+        return self.log_every > 1 and all(o.state for o in self.optimisers.values())
 
     def _blind_step(self, positions: Tensor, batch: Batch) -> Views:
         """The same step without asking the device for a number.
 
-        Whether everything is finite is a flag there. Where it is not, the optimiser's kernel returns at once, buffers are
-        put back, and so it stays in the steps that follow, until `_known` finds the first of them and stops the run.
+        Whether everything is finite is a flag there. Where it is not, the optimisers' kernels return at once, what moved
+        before and the buffers are put back, and so it stays in the steps that follow, until `_known` finds the first of
+        them and stops the run.
         """
         progress = Progress(self.step, self.steps)
-        ((player, optimiser),) = self.optimisers.items()
-        owned = {id(p) for p in self._parameters(player)}
-        moves = type(self.learner).after_step is not Learner.after_step
-        others = [p for p in self.learner.parameters() if id(p) not in owned] if moves else []
-        before = Snapshot(self.learner, {}, others)
+        before = Snapshot(self.learner, self._earlier(), self._moved_after_steps())
         views, row = self._begin(positions, batch)
-        names, values = self._gradients(views, progress, player)
-        n = len(names)
-        self.sound = self.sound & values.isfinite().all()
-        moved = self.sound & (values[:n].sum() <= self._skipped_above) if self._may_skip() else self.sound
-        optimiser.found_inf = (~moved).float()  # type: ignore[attr-defined]
-        optimiser.step()
-        optimiser.found_inf = None  # type: ignore[attr-defined]
+        made = Made(self.step, row, {}, [], positions, batch)
+        moved = self.sound
+        for player, optimiser in self.optimisers.items():
+            made.terms[player], values = self._gradients(views, progress, player)
+            finite = values.isfinite().all()
+            self.sound = self.sound & (finite | ~moved)  # after a loss so large that the step is skipped nobody asks
+            moved = moved & finite
+            if self._may_skip():
+                moved = moved & (values[: len(made.terms[player])].sum() <= self._skipped_above)
+            optimiser.found_inf = (~moved).float()  # type: ignore[attr-defined]
+            optimiser.step()
+            optimiser.found_inf = None  # type: ignore[attr-defined]
+            made.numbers.append(torch.cat([values, moved.reshape(1).to(values)]))
         self.learner.after_step(progress)
         before.undo_unless(moved)
-        numbers = torch.cat([values, moved.reshape(1).to(values)])
-        self.made.append(Made(self.step, row, names, numbers, positions, batch))
+        self.made.append(made)
         self.step += 1
         return views
+
+    def _moved_after_steps(self) -> list[nn.Parameter]:
+        """Parameters of nobody's, which the learner moves by itself after a step."""
+        if type(self.learner).after_step is Learner.after_step:
+            return []
+        owned = {id(p) for player in self.optimisers for p in self._parameters(player)}
+        return [p for p in self.learner.parameters() if id(p) not in owned]
 
     def _known(self) -> list[dict[str, Any]]:
         """The rows of the steps made since the last look; waits for the device.
@@ -418,19 +436,24 @@ class Trainer:
             NumericalError: one of them was not finite; what follows it is forgotten, and it changed nothing.
         """
         made, self.made = self.made, []
-        values = torch.cat([m.numbers for m in made]).tolist()  # the only wait of so many steps
+        values = iter(torch.cat([part for m in made for part in m.numbers]).tolist())  # the only wait of so many steps
         rows: list[dict[str, Any]] = []
         for m in made:
-            mine, values = values[: len(m.numbers)], values[len(m.numbers) :]
-            terms, norm = self._heard(m.terms, mine[:-1])
-            row = m.row | {f"loss/{name}": value for name, value in terms.items()} | {"gradient_norm": norm}
-            if not math.isfinite(sum(terms.values()) + norm):
-                self._timed(rows)
-                for known in rows:
-                    self._log(known)
-                self.step, self.sound = m.step, torch.ones_like(self.sound)
-                self._not_finite(m.batch, m.positions, terms, norm)
-            rows.append(row if mine[-1] else row | {"skipped": 1})
+            row = m.row
+            parts = [list(islice(values, len(part))) for part in m.numbers]
+            for (player, names), (*mine, moved) in zip(m.terms.items(), parts, strict=True):
+                terms, norm = self._heard(names, mine)
+                row |= self._part_of_row(player, terms, norm)
+                if not math.isfinite(sum(terms.values()) + norm):
+                    self._timed(rows)
+                    for known in rows:
+                        self._log(known)
+                    self.step, self.sound = m.step, torch.ones_like(self.sound)
+                    self._not_finite(m.batch, m.positions, terms, norm)
+                if not moved:
+                    row["skipped"] = 1
+                    break
+            rows.append(row)
         return rows
 
     def _parameters(self, player: str) -> list[nn.Parameter]:
@@ -509,7 +532,7 @@ class Trainer:
 
         With batch statistics as in training, leaving no trace in the buffers.
         """
-        before = Snapshot(self.learner, {})
+        before = Snapshot(self.learner)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             watched, extra = self.learner.diagnostics(views), self.learner.figures(views)
         before.undo()

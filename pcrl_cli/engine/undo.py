@@ -1,7 +1,6 @@
 """A step that must not have happened: what it changed is put back bit for bit, without asking the device how it went."""
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -32,12 +31,15 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 class Snapshot:
     """What a step may change before its numbers are known: buffers, and the parameters `moved` that it moves by itself.
 
-    With several optimisers their states and all parameters too: the first player has moved by the time that the second
-    one's loss is known. With one, nothing moves before every number is known to be finite.
+    With several players also the parameters and the states of the optimisers `earlier`, all but the last one: they have
+    moved by the time that the last player's loss is known. The last one moves when every number is known to be finite.
     """
 
     def __init__(
-        self, learner: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer], moved: Iterable[nn.Parameter] = ()
+        self,
+        learner: nn.Module,
+        earlier: Sequence[torch.optim.Optimizer] = (),
+        moved: Iterable[nn.Parameter] = (),
     ) -> None:
         self.buffers = [
             (module, name, buffer)
@@ -45,10 +47,9 @@ class Snapshot:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        several = len(optimisers) > 1
-        also = learner.parameters() if several else moved
-        self.copies = Flat([*(buffer for *_, buffer in self.buffers), *also])
-        self.states = [(o, copy.deepcopy(o.state_dict()["state"])) for o in optimisers.values()] if several else []
+        self.without_state = [optimiser for optimiser in earlier if not optimiser.state]
+        theirs = [t for optimiser in earlier for t in _held(optimiser)]
+        self.copies = Flat([*(buffer for *_, buffer in self.buffers), *theirs, *moved])
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -56,15 +57,20 @@ class Snapshot:
         for module, name, buffer in self.buffers:  # a step may also have put another tensor in its place
             module._buffers[name] = buffer
         self.copies.restore()
-        for optimiser, state in self.states:
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        for optimiser in self.without_state:
+            optimiser.state.clear()
 
     @torch.no_grad()
     def undo_unless(self, sound: Bool[Tensor, ""]) -> None:
-        """The same, decided on the device; for one optimiser, which decides about its own parameters by itself."""
-        assert not self.states
+        """The same, decided on the device, where each optimiser had its state before."""
         for module, name, buffer in self.buffers:
             now = module._buffers[name]
             if now is not buffer:
                 module._buffers[name] = buffer.copy_(torch.where(sound, now, buffer))  # type: ignore[arg-type]
         self.copies.restore(sound)
+
+
+def _held(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimiser's step writes to: its parameters and the tensors of its state, which it keeps in place."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.requires_grad]
+    return [*parameters, *(t for of in optimiser.state.values() for t in of.values() if isinstance(t, Tensor))]

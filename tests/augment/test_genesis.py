@@ -1,12 +1,15 @@
 """The corruptions of Models Genesis, against their definition and against shares that were measured once."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 import torch
 from torch import Tensor
 
+from pcrl_cli.augment import genesis
 from pcrl_cli.augment.chains import take
 from pcrl_cli.augment.genesis import (
     BORDER,
@@ -30,6 +33,7 @@ from pcrl_cli.augment.genesis import (
     paint,
     permuted,
     shuffle,
+    shuffle_all,
 )
 from pcrl_cli.core.rng import Stream
 
@@ -76,7 +80,7 @@ def test_last_cover_is_the_last_window_of_a_loop_over_windows(shape: tuple[int, 
     for view, (starts, sides) in enumerate(zip(params.start, params.side, strict=True)):
         for i, (start, side) in enumerate(zip(starts.tolist(), sides.tolist(), strict=True)):
             expected[(view, *(slice(s, s + n) for s, n in zip(start, side, strict=True)))] = i + 1
-    assert torch.equal(last_cover(params.start, params.side, shape), expected)
+    assert torch.equal(last_cover(params.start, params.side, shape, params.most), expected)
 
 
 @SHAPES
@@ -89,28 +93,106 @@ def test_shuffle_equals_a_loop_that_writes_window_after_window(shape: tuple[int,
         ):
             window = (slice(None), *(slice(s, s + n) for s, n in zip(start, side, strict=True)))
             content = batch[view][window].flatten(1)
-            i = torch.arange(content.shape[1])
-            read = permuted(i, torch.full_like(i, len(i)), key.expand(len(i)))
+            read = orders(side[0], math.prod(side[1:]), key[None])[0]
             expected[view][window] = content[:, read].view(2, *side)
     assert torch.equal(shuffle(batch, params), expected)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 18, 108])
-def test_permuted_is_a_permutation_that_favours_no_place(n: int) -> None:
+GRIDS = [(1, 1), (1, 2), (3, 1), (2, 2), (1, 7), (13, 1), (6, 3), (6, 18), (22, 22)]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_permuted_is_a_permutation_that_favours_no_place(grid: tuple[int, int]) -> None:
+    n = math.prod(grid)
     keys = Stream.of("permutations").bits(2000)[0]
-    i = torch.arange(n).repeat(len(keys))
-    places = permuted(i, torch.full_like(i, n), keys.repeat_interleave(n)).view(len(keys), n)
-    assert torch.equal(places.sort(dim=1).values, torch.arange(n).expand(len(keys), n))
-    counts = torch.nn.functional.one_hot(places, n).sum(dim=0).double()
-    chi2 = ((counts - len(keys) / n) ** 2 / (len(keys) / n)).sum() / max(1, (n - 1) ** 2)
-    assert chi2 < (4.0 if n < 5 else 2.0)
+    places = orders(*grid, keys)
+    assert torch.equal(places.sort(dim=1).values, torch.arange(n, dtype=torch.int32).expand(len(keys), n))
+    counts = torch.stack([torch.bincount(column, minlength=n) for column in places.unbind(1)])
+    assert chi2(counts) < 1 + 6 * (2 / max(1, n - 1) ** 2) ** 0.5
+
+
+@pytest.mark.parametrize("grid", [(1, 2), (3, 1), (1, 3), (4, 1), (2, 2), (2, 3)], ids=str)
+def test_every_order_of_a_small_window_is_equally_likely(grid: tuple[int, int]) -> None:
+    assert chi2(counts_of_orders(grid)) < bound(math.prod(grid))
+
+
+@pytest.mark.parametrize("grid", [(3, 1), (2, 2), (2, 3)], ids=str)
+def test_an_order_that_is_less_likely_would_be_found(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(genesis, "SMALL", 0 if min(grid) > 1 else 6)  # rows and columns, where those are not enough
+    monkeypatch.setattr(genesis, "ROUNDS", 3 if min(grid) > 1 else 0)
+    assert chi2(counts_of_orders(grid)) > bound(math.prod(grid))
+
+
+def counts_of_orders(grid: tuple[int, int]) -> Tensor:
+    """How often each order of a window's voxels comes up, of 200 windows an order."""
+    every = list(permutations(range(math.prod(grid))))
+    found = orders(*grid, Stream.of("orders").bits(200 * len(every))[0])
+    number = {order: i for i, order in enumerate(every)}
+    return torch.bincount(torch.tensor([number[tuple(order)] for order in found.tolist()]), minlength=len(every))
+
+
+def bound(n: int) -> float:
+    """Of chi-square a degree of freedom: five standard deviations above what it is on average."""
+    return 1 + 5 * (2 / (math.factorial(n) - 1)) ** 0.5
+
+
+def chi2(counts: Tensor) -> float:
+    """A degree of freedom, against counts that are all alike; a table's rows and columns have fixed sums."""
+    mean = counts.double().mean()
+    free = math.prod(n - 1 for n in counts.shape)
+    return float((counts - mean).square().sum() / mean / max(1, free))
+
+
+@pytest.mark.parametrize("grid", [(2, 4), (6, 3), (6, 18)], ids=str)
+def test_two_voxels_of_a_window_land_together_in_a_row_as_often_as_of_any(grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    places = orders(*grid, Stream.of("pairs").bits(4000)[0])
+    chance = (columns - 1) / (rows * columns - 1)
+    for other in (1, columns):  # were in one row, in one column
+        together = (places[:, 0] // columns == places[:, other] // columns).double().mean()
+        assert abs(together - chance) < 4 * (chance * (1 - chance) / len(places)) ** 0.5
+
+
+def test_equal_windows_with_different_keys_have_different_orders() -> None:
+    places = orders(6, 18, Stream.of("keys").bits(1000)[0])
+    assert len(places.unique(dim=0)) == 1000
+
+
+def orders(rows: int, columns: int, keys: Tensor) -> Tensor:
+    """What `permuted` makes of windows of one shape: (keys, voxels)."""
+    n = rows * columns
+    i = torch.arange(n, dtype=torch.int32).repeat(len(keys))
+    sides = (torch.full_like(i, rows), torch.full_like(i, columns))
+    return permuted(i, *sides, keys.repeat_interleave(n), max(rows, columns)).view(len(keys), n)
+
+
+@SHAPES
+def test_without_the_host_the_same_voxels_are_shuffled_to_the_same_places(shape: tuple[int, ...]) -> None:
+    batch = torch.rand(6, 2, *shape)
+    for windows in (1, 60, 2000):
+        params = draw_shuffle(streams("host", 6), shape, 0.5, windows)
+        assert 0 < params.on.sum() < 6
+        assert torch.equal(shuffle_all(batch, params), shuffle(batch, params))
+        alone = [shuffle_all(batch[i : i + 1], take(params, slice(i, i + 1))) for i in range(6)]
+        assert torch.equal(torch.cat(alone), shuffle(batch, params))
+
+
+@SHAPES
+def test_a_window_keeps_its_values_and_nothing_else_is_touched(shape: tuple[int, ...]) -> None:
+    batch, params = distinct(20, shape), draw_shuffle(streams("window", 20), shape, 1.0, windows=1)
+    out = shuffle(batch, params)
+    for before, after, start, side in zip(batch, out, params.start, params.side, strict=True):
+        window = (slice(None), *(slice(s, s + n) for s, n in zip(start[0].tolist(), side[0].tolist(), strict=True)))
+        assert torch.equal(before[window].flatten().sort().values, after[window].flatten().sort().values)
+        changed = before != after
+        assert changed.sum() == changed[window].sum()
 
 
 def test_shuffling_covers_and_changes_as_many_voxels_as_measured_and_invents_no_value() -> None:
     batch = distinct(2, SHAPE)
     params = draw_shuffle(streams("share", 2), SHAPE, 1.0)
     out = shuffle(batch, params)
-    assert abs((last_cover(params.start, params.side, SHAPE) > 0).float().mean() - 0.820) < 0.01
+    assert abs((last_cover(params.start, params.side, SHAPE, params.most) > 0).float().mean() - 0.820) < 0.01
     assert abs((out != batch).float().mean() - 0.787) < 0.01
     assert abs(out.mean() - batch.mean()) < 0.002
     for view in range(2):

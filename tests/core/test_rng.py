@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from pcrl_cli.core.rng import Rng, Stream, _mix
+from pcrl_cli.core import rng
+from pcrl_cli.core.rng import Rng, Stream
 
 WORD = 1 << 32
 
@@ -55,7 +56,7 @@ def streams(n, *parts):
 def test_the_mixer_equals_plain_unsigned_arithmetic():
     inputs = [0, 1, 2, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 12345, 0xDEADBEEF]
     words_ = torch.tensor([x - WORD if x >= WORD // 2 else x for x in inputs], dtype=torch.int32)
-    assert unsigned(_mix(words_)) == [mix(x) for x in inputs]
+    assert unsigned(rng.mix(words_)) == [mix(x) for x in inputs]
 
 
 def test_every_way_to_a_stream_equals_plain_unsigned_arithmetic():

@@ -64,6 +64,7 @@ def trainings(folder: Path, world: World) -> dict[str, str]:
     out = {"plain": ended(make(folder / "plain", world))}
     out["clipped"] = ended(make(folder / "clipped", world, clip_norm=0.1, optimiser="adam"))
     out["game"] = ended(make(folder / "game", world, NormlessGame()))
+    out["blind game"] = ended(make(folder / "blind game", world, NormlessGame(), log_every=4))
     out["stopped"] = ended(make(folder / "stopped", world, hook=at(6, signal.SIGTERM, world.size - 1, world)))
     ear = Hearing()
     out["resumed"] = ended(make(folder / "stopped", world, listener=ear))
@@ -153,7 +154,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return Run.load(folder).newest(pytest.fail).model
 
 
-@pytest.mark.parametrize("name", ["plain", "clipped", "game", "resumed"])
+@pytest.mark.parametrize("name", ["plain", "clipped", "game", "blind game", "resumed"])
 def test_two_ranks_train_what_one_does_with_the_same_global_batch(both, alone, name):
     assert [said[name] for said in both[1]] == ["finished"] * 2
     folder = {"resumed": "stopped"}.get(name, name)

@@ -6,18 +6,15 @@ from importlib import import_module
 import pytest
 import torch
 from device import DEVICE, Wait, no_waiting
-from test_learners import CASES, batch_of, build, tensors, views_at
+from test_learners import CASES, batch_of, build, views_at
 from toys import Source, config, new_run
 
 from pcrl_cli.core.constants import constant
 from pcrl_cli.core.learner import Progress
-from pcrl_cli.core.rng import Rng
 from pcrl_cli.engine.layout import arrange
 from pcrl_cli.engine.trainer import Trainer, fill_gradients
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(filter(None, c[1:])))
-SHUFFLES = {"genesis": ("2d", "3d"), "transvw": ("2d", "3d"), "pcrlv1": ("3d",)}
-"""Methods whose views shuffle voxels by a permutation that is walked until every voxel has a place."""
 
 STEPS = {
     "asks for a number": lambda x: x.sum().item(),
@@ -65,18 +62,9 @@ def test_what_does_not_wait_is_let_through(device):
         assert torch.rand(2).sum().item() >= 0  # the host's own numbers
 
 
-def shuffles(case):
-    return case[1] in SHUFFLES and case[3] in SHUFFLES[case[1]]
-
-
 def on_device(case, folder, device):
-    """A trainer of the learner on the device, and the positions and the batch of a step. Views that wait are the CPU's."""
-    learner, source = build(case), Source()
-    if shuffles(case):
-        found = views_at(learner, batch_of(case))
-        made = found | {name: v.to(device) for name, v in tensors(found).items()}
-        learner.views = lambda batch, rng: made
-    t = Trainer(learner, source, config(log_every=10), new_run(folder), device=device, metadata=lambda step: {})
+    """A trainer of the learner on the device, and the positions and the batch of a step."""
+    t = Trainer(build(case), Source(), config(log_every=10), new_run(folder), device=device, metadata=lambda step: {})
     return t, torch.empty(4, dtype=torch.int64, device=device), {k: v.to(device) for k, v in batch_of(case).items()}
 
 
@@ -85,23 +73,11 @@ def test_a_step_never_waits_for_the_device(case, tmp_path, device):
     t, positions, batch = on_device(case, tmp_path, device)
     t._begin(positions, batch)  # constants are copied once
     with no_waiting():
-        if len(t.optimisers) == 1:
+        for _ in range(2):  # the first makes the optimisers' states
             t._blind_step(positions, batch)
-            with pytest.raises(NotImplementedError, match="meta"):
-                t._known()  # the wait
-        else:  # the numbers of several players are looked at one by one
-            views, _ = t._begin(positions, batch)
-            for player, optimiser in t.optimisers.items():
-                t._gradients(views, Progress(0, 10), player)
-                optimiser.step()
-            t.learner.after_step(Progress(0, 10))
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if shuffles(case)], ids=lambda c: "-".join(c[1:]))
-def test_views_that_shuffle_wait_and_are_known_to(case, device):
-    batch = {k: v.to(device) for k, v in batch_of(case).items()}
-    with torch.no_grad(), pytest.raises(NotImplementedError, match="nonzero"):
-        build(case).views(batch, Rng.at(0, 0, torch.empty(4, dtype=torch.int64, device=device)))
+        with pytest.raises(NotImplementedError, match="meta"):
+            t._known()  # the wait
+    assert t._may_be_blind()
 
 
 @every

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train_finite import CASES, BadGradient, at_step_7
 from torch import nn
 from toys import Game, Noise, Source, Toy, digests, everything, losses, rows, same, stop_at, trainer
@@ -100,19 +101,105 @@ def test_a_large_loss_is_skipped_by_the_device(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "b") if row.get("skipped")] == [20, 22]
 
 
-def test_several_players_are_looked_at_every_step(tmp_path):
-    t = blind(tmp_path, Game(), n=5)
-    assert not t._may_be_blind()
+class Rivals(Game):
+    """A game in which `spoil(step, player, terms)` may change the terms of either; `seen` and a weight follow its steps."""
+
+    def __init__(self, spoil=lambda step, player, terms: terms):
+        super().__init__()
+        self.spoil, self.follower = spoil, nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    def losses(self, views, progress, player="main"):
+        return self.spoil(progress.step, player, super().losses(views, progress, player))
+
+    def after_step(self, progress):
+        super().after_step(progress)
+        self.follower += self.linear[2].bias.detach()
+
+
+def times(factor, who, *steps):
+    """A spoiler: all terms of one player times a factor in these steps."""
+
+    def spoil(step, player, terms):
+        return {k: v * factor for k, v in terms.items()} if player == who and step in steps else terms
+
+    return spoil
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("n", [2, 50])
+def test_two_players_who_are_looked_at_every_n_steps_play_the_same_game(tmp_path, n, optimiser):
+    a, b = (blind(tmp_path / str(k), Rivals(), n=k, optimiser=optimiser, clip_norm=0.5) for k in (1, n))
+    a.optimisers = engine.make_optimisers(a.learner, a.config, fused=True)
+    a.fit()
+    assert not b._may_be_blind()  # their states are made by the first step
+    b.fit()
+    assert b._may_be_blind()
+    assert same(everything(a), everything(b))
+    assert losses(tmp_path / "1") == losses(tmp_path / str(n))
+    assert {"loss/first/game", "loss/second/game", "second/gradient_norm"} <= rows(tmp_path / str(n))[-1].keys()
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("who", ["first", "second"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_neither_player_moves_where_the_numbers_of_one_are_not_finite(tmp_path, who, value, optimiser):
+    t = blind(tmp_path, Rivals(times(value, who, 7)), Source(per_epoch=20), optimiser=optimiser, n=5, steps=20)
+    kept, asked = {}, []
+
+    def hook(step):
+        asked.append(step)
+        if step == 7:
+            kept.update(everything(t))
+
+    t.source.hook = hook
+    with pytest.raises(NumericalError, match=r"^game is not finite at step 7: no weight was changed"):
+        t.fit()
+    assert asked[-1] == 9
+    assert same(everything(t), kept)
+    assert t.run.newest(pytest.fail).state["step"] == 7
+    assert [row["step"] for row in rows(tmp_path)] == list(range(7))
+    captured = load_file(tmp_path / "captures/step_000007/batch.safetensors")
+    assert captured["positions"].tolist() == list(range(56, 64))
+
+
+@pytest.mark.parametrize("who", ["first", "second"])
+def test_a_large_loss_of_either_player_is_skipped_by_the_device(tmp_path, who):
+    def make(folder, n):
+        learner = Rivals(
+            lambda step, player, terms: {k: v + 1e4 for k, v in terms.items()} if (step, player) in at else terms
+        )
+        t = blind(folder, learner, Source(per_epoch=2), epochs=14, skip_loss_above=100.0, n=n)
+        t.optimisers = engine.make_optimisers(t.learner, t.config, fused=True)
+        t.fit()
+        return t
+
+    at = {(20, who), (22, who)}
+    a, b = make(tmp_path / "a", 1), make(tmp_path / "b", 2)
+    assert same(everything(a), everything(b))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    skipped = [row for row in rows(tmp_path / "b") if row.get("skipped")]
+    assert [row["step"] for row in skipped] == [20, 22]
+    assert all(("loss/second/game" in row) == (who == "second") for row in skipped)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_nobody_asks_the_second_player_in_a_step_that_the_first_one_skips(tmp_path, n):
+    def spoil(step, player, terms):
+        return {k: v + (1e4 if player == "first" else math.nan) for k, v in terms.items()} if step == 20 else terms
+
+    t = blind(tmp_path, Rivals(spoil), Source(per_epoch=2), epochs=14, skip_loss_above=100.0, n=n)
     t.fit()
-    assert not t._may_be_blind()
+    assert [row["step"] for row in rows(tmp_path) if row.get("skipped")] == [20]
+    assert all(v.isfinite().all() for v in everything(t).values())
 
 
-def test_no_wait_for_the_device_between_two_looks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [BadGradient, Rivals])
+def test_no_wait_for_the_device_between_two_looks(tmp_path, monkeypatch, make):
     waits = []
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
         was = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, n=name, was=was: (waits.append(n), was(self, *a))[1])
-    t = blind(tmp_path, BadGradient(), n=4)
+    t = blind(tmp_path, make(), n=4)
     batches = t.source.batches(0)
     t._one_step(*next(batches))
     waits.clear()
