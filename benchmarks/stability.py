@@ -11,7 +11,7 @@ import json
 import platform
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,21 @@ class Arm:
     activation: str = "sigmoid"
     warmup: int = 20
     lr: float = 1e-3
+    precision: str = "auto"
+    poolings: int = 5
+
+    def but(self, **changes: Any) -> "Arm":
+        return replace(self, **changes)
 
     def settings(self) -> PretrainSettings[Any]:
-        learner = {"width": self.width, "restore_activation": self.activation}
+        learner = {"width": self.width, "poolings": self.poolings, "restore_activation": self.activation}
         train = {
             "steps": self.steps,
             "batch": self.batch,
             "seed": self.seed,
             "warmup_steps": self.warmup,
             "lr": self.lr,
+            "precision": self.precision,
             "schedule": "constant",
             "check_every": 5,
         }
@@ -70,13 +76,17 @@ ARMS = (
 )
 
 
+def loader_of(arm: Arm, cache: Cache, device: torch.device) -> Loader:
+    """All pairs of the cache."""
+    return Loader(cache, "pairs", arm.settings().learner.arrays(3), cache.cases(), arm.batch, arm.seed, device)
+
+
 def run_arm(arm: Arm, cache: Cache, folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; fewer than `steps` where the loss left the finite numbers."""
     settings = arm.settings()
     learner = build_learner(settings, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    arrays = settings.learner.arrays
-    loader = Loader(cache, "pairs", arrays, cache.cases(), arm.batch, arm.seed, device)
+    loader = loader_of(arm, cache, device)
     fingerprint = training.run_fingerprint("stability", settings)
     run = training.open_run(folder, "stability", settings, fingerprint, overwrite=False)
     trainer = Trainer(learner, loader, settings.train, run, device=device, metadata=lambda step: {})
