@@ -224,6 +224,8 @@ def _train(
         training.note_transfer(report, listener)
     labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
     counts = workflow.counts(work, labelled)
+    for line in (untaught := workflow.doubts(work, labelled)):
+        listener.warn(line)
     source = workflow.source(work, labelled, cache_on, world)
     training.try_views(task, source)
     run = training.open_together(world, open_run, out)
@@ -280,7 +282,7 @@ def _train(
         metric=module.METRIC,
         best_validation=outcome.best["value"] if outcome.best else None,
         overlap=overlap,
-        notes=_notes(overlap) + doubts,
+        notes=_notes(overlap) + doubts + untaught,
         transfer=asdict(report) if report else None,
         weights=run.weights_path(),
         report=run.folder / "report.html",

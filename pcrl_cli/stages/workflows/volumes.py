@@ -33,7 +33,7 @@ from pcrl_cli.pure.volumes import label_map, to_native
 from pcrl_cli.report import overlays
 from pcrl_cli.report.html import Block, Paragraph, Picture, Section
 from pcrl_cli.stages import training
-from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
+from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work, more_labels
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig
 
 OPTIONS = ("set",)
@@ -98,6 +98,22 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     small = sum(any(n < size for n, size in zip(shape, crop, strict=True)) for shape in shapes)
     unit = "pictures" if _dim(work) == 2 else "volumes"
     return {unit: len(cases), "without foreground": len(empty), "smaller than a crop, padded": small}
+
+
+def doubts(work: Work, patients: Sequence[str]) -> list[str]:
+    """Which regions are in no mask, by the counts of the records."""
+    cases = work.cache.cases(patients=patients)
+    there = {label for case in cases for label in work.cache.records[case]["counts"][GROUP]}
+    nowhere = [
+        name for name, labels in truth_regions(work).items() if not there & {f"label_{label}" for label in labels}
+    ]
+    if not nowhere:
+        return []
+    unit = "pictures" if _dim(work) == 2 else "volumes"
+    return [
+        f"no mask of the {len(cases)} labelled training {unit} holds {' or '.join(nowhere)}, which cannot be learned from them; "
+        f"{more_labels(work)}, or leave the numbers of that aside"
+    ]
 
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> VolumeCrops:
