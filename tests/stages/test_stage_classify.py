@@ -423,6 +423,15 @@ def test_bad_inputs_are_named_and_the_others_done(tmp_path, chain):
         require(predict(chain.tuned.run, [bad, tmp_path / "none"], tmp_path / "o"))
 
 
+def test_a_run_says_that_it_reads_pictures_or_scans_where_it_is_given_the_other(tmp_path, chain):
+    other = tmp_path / "other"
+    names = write_images(other) if chain.dim == "3d" else write_scans(other)
+    done = predict(chain.tuned.run, [other, other / names[0]], tmp_path / "out")
+    there, reads = ("picture", "scans (NIfTI") if chain.dim == "3d" else ("scan", "pictures (PNG")
+    assert done.failed[str(other)].startswith(f"{other} holds {there}s, and this run reads {reads}")
+    assert done.failed[str(other / names[0])].startswith(f"{other / names[0]} is a {there}, and this run reads {reads}")
+
+
 def test_what_prediction_cannot_do_is_refused(tmp_path, chain):
     run, image, out = chain.tuned.run, chain.raw / chain.names[0], tmp_path / "out"
     with pytest.raises(UsageError, match="name an image or a scan"):

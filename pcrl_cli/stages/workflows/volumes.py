@@ -89,8 +89,8 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     empty = [case for case in cases if not _has_foreground(work.cache, case)]
     if len(empty) == len(cases):
         raise DataError(
-            f"none of the {len(cases)} labelled training volumes of {work.cache.path} has foreground, so there is nothing "
-            "to learn; raise --ratio or prepare more scans"
+            f"none of the {len(cases)} labelled training {_many(_dim(work))} of {work.cache.path} has foreground, so there is "
+            f"nothing to learn; {more_labels(work)}"
         )
     work.settings.learner.window_of(_dim(work))  # a wrong one is told before training
     crop = _stored_size(work.settings.learner.crop_of(_dim(work)))
@@ -109,10 +109,9 @@ def doubts(work: Work, patients: Sequence[str]) -> list[str]:
     ]
     if not nowhere:
         return []
-    unit = "pictures" if _dim(work) == 2 else "volumes"
     return [
-        f"no mask of the {len(cases)} labelled training {unit} holds {' or '.join(nowhere)}, which cannot be learned from them; "
-        f"{more_labels(work)}, or leave the numbers of that aside"
+        f"no mask of the {len(cases)} labelled training {_many(_dim(work))} holds {' or '.join(nowhere)}, which "
+        f"cannot be learned from them; {more_labels(work)}, or leave the numbers of that aside"
     ]
 
 
@@ -276,7 +275,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
 def _all_cases(work: Work, task: Segmentation, cases: Sequence[str]) -> Iterator[CaseScores]:
     """Case by case; those that an interrupted scoring of the same weights on the same scans had finished are not done again."""
     known = _Notebook(work, task)
-    work.listener.begin("scoring whole volumes", len(cases), "scans")
+    work.listener.begin("scoring whole volumes", len(cases), _many(_dim(work)))
     for done, case in enumerate(cases, start=1):
         found = known.get(case)
         if found is None:
