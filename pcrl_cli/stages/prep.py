@@ -148,7 +148,7 @@ def prep(
         "there already": _count(mine) - _count(missing),
         "to prepare": _count(missing),
         "processes": workers,
-        "gigabytes": round(kind.nbytes(settings, plans, missing) / 1e9, 2),
+        "gigabytes": float(f"{kind.nbytes(settings, plans, missing) / 1e9:.2g}"),
     }
     if state == "to be continued" and not missing:
         state = "finished, if no scan has changed"
