@@ -39,7 +39,8 @@ def test_arrays_are_what_the_cache_promises():
     }
     np.testing.assert_array_equal(drawn.arrays["image"], np.rint(scan.image))
     assert drawn.packed == {"mask", "native_mask"}
-    assert drawn.chunks == {"image": (1, x, y, z), "mask": (x, y, z), "native_mask": (12, 15, 9)}
+    pieces = {"image": (1, x, y, z), "mask": (x, y, z), "native_mask": (12, 15, 9)}
+    assert drawn.chunks == pieces | {"foreground": (np.count_nonzero(scan.mask), 3)}
     assert Grid.of_row(drawn.arrays["grid"]).shape == (x, y, z)
 
 

@@ -379,6 +379,23 @@ def test_another_cache_may_store_its_regions_by_other_labels(ct, tmp_path):
     assert {n: e.value for n, e in found.metrics.items()} == {n: e.value for n, e in ct.evaluated.metrics.items()}
 
 
+@pytest.mark.parametrize("size", [48, 80, 1000, None])
+def test_the_size_that_is_foretold_of_pictures_with_masks_follows_their_own_size(tmp_path, size):
+    options = {"masks": write_2d(tmp_path / "raw")["masks"]}
+    call = {"data": tmp_path / "raw/scans", "layers": settings(prepare={"size": size}), "options": options}
+    plan = prep("folder", out=tmp_path / "c", dry_run=True, **call)
+    assert isinstance(plan, Plan)
+    real = prep("folder", out=tmp_path / "c", jobs=1, **call).bytes
+    assert real / 2 < plan.figures["gigabytes"] * 1e9 < 2 * real
+    arrays = [
+        array
+        for record in open_cache(tmp_path / "c").records.values()
+        for array in record["arrays"]["volumes"].values()
+    ]
+    stored = sum(np.prod(array["shape"]) * np.dtype(array["dtype"]).itemsize for array in arrays)
+    assert real < 1.5 * stored + 15_000 * PATIENTS  # no index that is larger than what it finds
+
+
 def test_a_run_that_is_moved_away_from_its_cache_still_predicts(flat, tmp_path):
     prepared = Run.load(flat.tuned.run).record["prepared"]
     assert prepared["label_values"] == {"1": 10, "2": 255}
