@@ -63,10 +63,8 @@ class WholeVolumes(BaseModel):
             "native": scan.native.row(),
         }
         chunks = {name: chunk_of(arrays[name].shape) for name in ("image", "mask", "native_mask")}
-        if len(
-            arrays["foreground"]
-        ):  # in one piece: of 12 bytes each, the pieces' index would be several times as large
-            chunks["foreground"] = arrays["foreground"].shape
+        if foreground := len(arrays["foreground"]):  # in one piece: as many pieces would have an index of 50 bytes each
+            chunks["foreground"] = (foreground, 3)
         return Drawn(arrays, counts, chunks, frozenset({"mask", "native_mask"}))
 
 

@@ -387,13 +387,6 @@ def test_the_size_that_is_foretold_of_pictures_with_masks_follows_their_own_size
     assert isinstance(plan, Plan)
     real = prep("folder", out=tmp_path / "c", jobs=1, **call).bytes
     assert real / 2 < plan.figures["gigabytes"] * 1e9 < 2 * real
-    arrays = [
-        array
-        for record in open_cache(tmp_path / "c").records.values()
-        for array in record["arrays"]["volumes"].values()
-    ]
-    stored = sum(np.prod(array["shape"]) * np.dtype(array["dtype"]).itemsize for array in arrays)
-    assert real < 1.5 * stored + 15_000 * PATIENTS  # no index that is larger than what it finds
 
 
 def test_a_run_that_is_moved_away_from_its_cache_still_predicts(flat, tmp_path):
