@@ -7,6 +7,7 @@ value, such as empty tiles, are equal by nature and no copies.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -88,16 +89,16 @@ def copies_in(cache: Cache) -> Copies:
     part = {patient: name for name in PARTS for patient in cache.split.part(name)}
     found = defaultdict[str, dict[str, Held]](dict)
     for record in records:
-        for scan, held in _held(record, part):
+        for scan, held in held_in(record, part):
             if scan in several:
                 found[scan].setdefault(held.name, held)
     groups = dict.fromkeys(tuple(group.values()) for group in found.values() if len(group) > 1)
-    blank = _of_one_value(cache, [group[0] for group in groups])
+    blank = of_one_value(cache, [group[0] for group in groups])
     return Copies(tuple(group for group in groups if group[0] not in blank))
 
 
-def _held(record: Record, part: Mapping[str, str]) -> Iterator[tuple[str, Held]]:
-    """Each scan id of a record with what it is of."""
+def held_in(record: Record, part: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[str, Held]]:
+    """Each scan id of a record with what it is of. part: of patients."""
     if "items" not in record:
         patient = record["patient"]
         held = Held(record["case"], patient, part.get(patient, "-"), record["case"], 0)
@@ -108,7 +109,7 @@ def _held(record: Record, part: Mapping[str, str]) -> Iterator[tuple[str, Held]]
         yield scan, Held(name, patient, part.get(patient, "-"), record["case"], row)
 
 
-def _of_one_value(cache: Cache, some: Iterable[Held]) -> set[Held]:
+def of_one_value(cache: Cache, some: Iterable[Held]) -> set[Held]:
     """Those whose cached image has one value only."""
     by_case = defaultdict[str, list[Held]](list)
     for held in some:

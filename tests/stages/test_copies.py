@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from chain import Heard, settings, tissue, write_scan
 
+from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.data.cache import Cache, Items, open_cache
 from pcrl_cli.data.copies import copies_in
 from pcrl_cli.data.volume import Volume
 from pcrl_cli.pure.split import Split
 from pcrl_cli.readers.volume_io import write_nifti
+from pcrl_cli.stages.evaluate import evaluate
 from pcrl_cli.stages.finetune import finetune
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain
@@ -161,3 +163,27 @@ def test_a_hundred_thousand_pictures_are_compared_without_opening_a_shard_unless
     records[-1]["items"]["scan_id"][-1] = "twice0-0"
     assert copies_in(cache).counts == {"same": 2001, "other_patients": 2001, "other_parts": 3}
     assert len(opened) == 10
+
+
+def test_an_empty_picture_in_two_parts_is_no_leak_and_another_copy_is(tmp_path):
+    workspace, seeds = Workspace(tmp_path / "w"), {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}
+    for name, seed in seeds.items():
+        pixels = np.random.default_rng(seed).integers(0, 255, (20, 24)).astype(np.uint8)
+        save(tmp_path / f"raw/{name}.png", np.full((20, 24), 7, np.uint8) if name in "af" else pixels)
+    table(tmp_path / "t.csv", [f"{n}.png" for n in seeds], {"e.png": "test", "f.png": "test"})
+    layers = settings(train={"steps": 1, "batch": 2}, learner={"side": 16, "resize": 16}, width=4)
+
+    def tuned(out: str):
+        made = prep("folder", data=tmp_path / "raw", out=tmp_path / out, **call("images", tmp_path), jobs=1)
+        return made, finetune(
+            made.cache, task="classify", workspace=workspace, layers=layers, out=tmp_path / f"{out}-run"
+        )
+
+    made, run = tuned("empty")
+    assert made.copies["same"] == 0
+    evaluate(run.run, workspace=workspace)
+    save(tmp_path / "raw/f.png", np.random.default_rng(2).integers(0, 255, (20, 24)).astype(np.uint8))
+    made, run = tuned("copy")
+    assert made.copies["other_parts"] == 2
+    with pytest.raises(ConfigError, match=r"1 of 2 patients of the test part .* were trained on"):
+        evaluate(run.run, workspace=workspace)
