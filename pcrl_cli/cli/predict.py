@@ -64,7 +64,7 @@ def command(
     )
     found: dict[str, Any]
     if isinstance(result, PredictResult):
-        unit = "scans"
+        unit = "pictures" if result.unit == "px" else "scans"
         found = {n: {f"{k} {result.unit}": v for k, v in sizes.items()} for n, sizes in result.volumes.items()}
         found["labels"] = result.labels
     else:

@@ -126,6 +126,7 @@ def _rows(result: Any) -> dict[str, Any]:
         done: f"{result.made} made, {result.skipped} there already, {result.bad} left out",
         **({"left out": result.refused} if result.refused else {}),
         "patients": result.patients,
+        **({"copies": result.copies} if result.copies["same"] else {}),
         **dict(result.totals.items()),
         f"rows of absent {result.unit}": result.absent_rows,
         "size": f"{result.bytes / 1e9:.2f} GB",

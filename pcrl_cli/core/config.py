@@ -22,6 +22,8 @@ RECIPES = ("paper", "released")
 PRESETS = ("matched", "native")
 ENVIRONMENT = "environment"
 RESERVED = ("PCRL_WORKSPACE", "PCRL_DATA")  # variables that are not settings
+NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: its own, but also what `datetime` and `float` say of 2024-13-45 or `._`, and brackets without end."""
 GROUPS = frozenset(
     (
         "reader",
@@ -94,22 +96,35 @@ def _values(file: str, path: Iterable[str]) -> dict[str, Any]:
 def file_layer(path: Path) -> Layer:
     """The values of a `--config` file."""
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; --config takes a YAML file such as a run's config.yaml") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"{path} cannot be read as YAML ({first}); mend it or leave --config out") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings; expected lines such as 'train: {{lr: 0.001}}'")
+        values = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give a YAML file such as a run's config.yaml, or leave it out") from None
     if _settings_beside(path) not in (None, values):
         raise IntegrityError(
             f"{path} is torn or was edited (run.json beside it holds other settings); copy it elsewhere to change it, or run "
             "the run's own command again to mend it"
         )
     return str(path), values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file says by name; an empty one says nothing.
+
+    Raises:
+        ConfigError: it is not there, is a folder, is torn or no YAML, or holds something else; the caller says what to do.
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, *NO_YAML) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        raise ConfigError(f"{path} cannot be read as YAML ({(why or type(error).__name__).lower()})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"{path} holds no settings, which are lines such as 'train: {{lr: 0.001}}'")
+    return values
 
 
 def _settings_beside(path: Path) -> Any:
@@ -130,7 +145,7 @@ def environment_layer(environ: Mapping[str, str] | None = None) -> Layer:
         if name.startswith("PCRL_") and name not in RESERVED:
             try:
                 value = _value(text)
-            except yaml.YAMLError:
+            except NO_YAML:
                 raise ConfigError(
                     f"the value {text!r} of {name} is no YAML; correct it or unset the variable"
                 ) from None
@@ -147,7 +162,7 @@ def set_layer(pairs: Iterable[str]) -> Layer:
             raise UsageError(f"--set {pair!r} is not KEY=VALUE; write for example --set train.lr=0.001")
         try:
             value = _value(text)
-        except yaml.YAMLError:
+        except NO_YAML:
             raise UsageError(f"--set {pair!r}: {text!r} is no YAML; put text with such signs in quotes") from None
         put(values, key.strip(), value)
     return "--set", values

@@ -252,6 +252,12 @@ class CropPairs(_Plan):
     def group(self) -> str:
         return "pairs"
 
+    @property
+    def pair_bytes(self) -> int:
+        """Of the arrays of one pair: two bytes a voxel, and a number of a box."""
+        globals_, locals_ = 2 * math.prod(self.global_shape), 2 * self.n_locals * math.prod(self.local_shape)
+        return 2 * (globals_ + locals_ + 6 * (2 + 2 * self.n_locals))
+
     def draw(self, scan: Prepared, case: Case, rng: np.random.Generator) -> Drawn:
         """Cuts `pairs` pairs.
 
@@ -364,6 +370,11 @@ class CandidateBlocks(_Plan):
     def group(self) -> str:
         return "candidates"
 
+    @property
+    def block_bytes(self) -> int:
+        """Of one candidate's block: two bytes a voxel."""
+        return 2 * self.side_mm**3
+
     def draw(self, scan: Prepared, case: Case, rng: np.random.Generator) -> Drawn:
         """Cuts the blocks; a case without candidates gives empty arrays.
 
@@ -407,6 +418,11 @@ class WholeScan(_Plan):
     @property
     def group(self) -> str:
         return "images"
+
+    @property
+    def scan_bytes(self) -> int:
+        """Of one scan: two bytes a voxel."""
+        return 2 * math.prod(self.shape)
 
     def draw(self, scan: Prepared, case: Case, rng: np.random.Generator) -> Drawn:
         """The scan and what is known of it. Counts: kept, and by class `with` and `unknown`."""

@@ -12,6 +12,8 @@ from pcrl_cli.core.plan import Drawn, Grid, Labelled
 from pcrl_cli.pure.crops import to_int16
 from pcrl_cli.pure.regions import decided
 
+BESIDE = 12_000
+"""Bytes that a shard holds besides image and foreground, about: names and shapes, and masks, which shrink to little."""
 CHUNK = (64, 64, 32)  # voxels (x, y, z) that are read in one piece, at most
 PADDED = 255
 """The value of a mask where a crop reaches beyond its volume: no label."""
@@ -35,6 +37,10 @@ class WholeVolumes(BaseModel):
     def group(self) -> str:
         return "volumes"
 
+    def bytes_beside(self, voxels: float) -> float:
+        """Of what is stored of a case besides its image, about: three numbers a voxel of the foreground, if that is a third."""
+        return 12.0 * min(self.foreground, voxels / 3) + BESIDE
+
     def draw(self, scan: Labelled, case: Case, rng: np.random.Generator) -> Drawn:
         """Everything, rounded to what the cache stores.
 
@@ -57,6 +63,8 @@ class WholeVolumes(BaseModel):
             "native": scan.native.row(),
         }
         chunks = {name: chunk_of(arrays[name].shape) for name in ("image", "mask", "native_mask")}
+        if foreground := len(arrays["foreground"]):  # in one piece: as many pieces would have an index of 50 bytes each
+            chunks["foreground"] = (foreground, 3)
         return Drawn(arrays, counts, chunks, frozenset({"mask", "native_mask"}))
 
 

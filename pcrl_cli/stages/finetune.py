@@ -163,6 +163,7 @@ def _finetune(
     opened = training.open_by_all(world, path, workspace.verified, dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
+    doubts = training.note_copies(opened, listener)
     loaded = _start(settings)
     architecture_of(settings, loaded, training.dim_of(module, opened))
     start = loaded.contract.model_dump_json() if loaded else "scratch"
@@ -187,7 +188,7 @@ def _finetune(
         if done is not None:
             return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
-    return _train(settings, opened, loaded, overlap, open_run, out, device, cache_on, world, listener)
+    return _train(settings, opened, loaded, overlap, doubts, open_run, out, device, cache_on, world, listener)
 
 
 def _start(settings: FinetuneSettings) -> Weights | None:
@@ -202,6 +203,7 @@ def _train(
     cache: Cache,
     weights: Weights | None,
     overlap: dict[str, int],
+    doubts: list[str],
     open_run: training.OpenRun,
     out: Path,
     device: torch.device,
@@ -222,6 +224,8 @@ def _train(
         training.note_transfer(report, listener)
     labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
     counts = workflow.counts(work, labelled)
+    for line in (untaught := workflow.doubts(work, labelled)):
+        listener.warn(line)
     source = workflow.source(work, labelled, cache_on, world)
     training.try_views(task, source)
     run = training.open_together(world, open_run, out)
@@ -278,7 +282,7 @@ def _train(
         metric=module.METRIC,
         best_validation=outcome.best["value"] if outcome.best else None,
         overlap=overlap,
-        notes=_notes(overlap),
+        notes=_notes(overlap) + doubts + untaught,
         transfer=asdict(report) if report else None,
         weights=run.weights_path(),
         report=run.folder / "report.html",

@@ -4,10 +4,11 @@ A patient is known by the data set's name and the patient's, and by the voxels o
 through another reader or another table of patients.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from pcrl_cli.core.contract import Patients
 from pcrl_cli.data.cache import Cache, scans_of
+from pcrl_cli.data.copies import held_in, of_one_value
 
 UNKNOWN = (
     "whom the weights saw is unknown (they were imported): that they saw validation or test patients can't be ruled out"
@@ -23,12 +24,19 @@ def hashed(cache: Cache, patients: Sequence[str], salt: str, selected: Sequence[
 def seen(known: Patients, cache: Cache, patients: Iterable[str], selected_too: bool = False) -> list[str]:
     """Those of a cache's patients that are known by name or by one of their scans."""
     reader = cache.manifest["reader"]["name"]
-    names = {patient: [_name(reader, patient)] for patient in patients}
-    for record in cache.manifest["cases"]:
-        for patient, scan in scans_of(record):
-            if patient in names:
-                names[patient].append(_scan(scan))
-    return known.among(names, selected_too)
+    wanted = list(patients)
+    by_name = set(known.among({patient: [_name(reader, patient)] for patient in wanted}, selected_too))
+    by_scan = _by_scan(known, cache, set(wanted) - by_name, selected_too)
+    return [patient for patient in wanted if patient in by_name or patient in by_scan]
+
+
+def _by_scan(known: Patients, cache: Cache, patients: Set[str], selected_too: bool) -> set[str]:
+    """Those that are known by a scan of more than one value: empty ones are equal by nature, whosever they are."""
+    owned = [pair for record in cache.manifest["cases"] for pair in held_in(record) if pair[1].patient in patients]
+    common = set(known.among({scan: [_scan(scan)] for scan, _ in owned}, selected_too))
+    found = [held for scan, held in owned if scan in common]
+    blank = of_one_value(cache, found)
+    return {held.patient for held in found if held not in blank}
 
 
 def _names(cache: Cache, patients: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from pcrl_cli.pure.crops import to_int16
 from pcrl_cli.pure.volumes import label_map
 from pcrl_cli.readers.brats import find_sequences
 from pcrl_cli.readers.headers import suffix
-from pcrl_cli.readers.image_io import read_whole, write_labels
-from pcrl_cli.readers.tables import safe_name
+from pcrl_cli.readers.image_io import PLAIN, read_whole, write_labels
+from pcrl_cli.readers.tables import safe_name, walk_files
 from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files, write_mask
 from pcrl_cli.stages.evaluate import settings_of
 from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
@@ -46,6 +46,9 @@ SCHEMA = "pcrl.predictions/1"
 RECORD, TABLE = "predictions.json", "predictions.csv"
 PREDICTORS = {"images": "pcrl_cli.stages.predict_labels"}
 """Cached group -> module that predicts something else than masks, imported on use."""
+UNIT = {2: "pictures", 3: "scans"}
+"""What a network of so many axes reads, for messages."""
+READS = {2: "pictures (PNG, JPEG or DICOM files)", 3: "scans (NIfTI, MHD or NRRD files, or folders of a DICOM series)"}
 Found = TypeVar("Found")
 
 
@@ -246,7 +249,7 @@ def predict(
     cases, failed = new_cases(inputs, modalities or {}, predictor.channels, predictor.flat)
     book = Book.open(out, _facts(opened, predictor), overwrite, ".png" if predictor.flat else ".nii.gz")
     made, skipped, notes = list[str](), list[str](), unfinished(run) + how.notes
-    listener.begin("predicting", len(cases), "scans")
+    listener.begin("predicting", len(cases), UNIT[2 if predictor.flat else 3])
     try:
         for done, case in enumerate(cases, start=1):
             if book.has(case) and not overwrite:
@@ -412,6 +415,7 @@ def new_cases(
     cases, failed = list[New](), dict[str, str]()
     for path in inputs:
         try:
+            require_dim(Path(path), 2 if flat else 3)
             cases.append(_picture(Path(path), channels) if flat else _case(Path(path), channels))
         except DataError as error:
             failed[str(path)] = str(error)
@@ -420,7 +424,12 @@ def new_cases(
     if modalities:
         cases.append(_named(modalities, channels))
     if not cases and not failed:
-        raise UsageError("name an image, a folder of one case, or --modality NAME=FILE for each sequence")
+        what = (
+            "the files of the pictures"
+            if flat
+            else "an image, a folder of one case, or --modality NAME=FILE for each sequence"
+        )
+        raise UsageError(f"name {what}")
     names = [case.name for case in cases]
     for i, name in enumerate(names):
         if name in names[:i]:
@@ -429,6 +438,29 @@ def new_cases(
                 f"{'.png' if flat else '.nii.gz'}; predict them into different folders"
             )
     return cases, failed
+
+
+def require_dim(path: Path, dim: int) -> None:
+    """Raises:
+    DataError: the name, or what a folder holds, says that the network of so many axes cannot read it.
+    """
+    found = _dim_of(path)
+    if found is None or found == dim or not path.exists():
+        return
+    what = f"holds {UNIT[found]}" if path.is_dir() else f"is a {UNIT[found].removesuffix('s')}"
+    raise DataError(
+        f"{path} {what}, and this run reads {READS[dim]}: give it these, or take a run that was trained on {UNIT[found]}"
+    )
+
+
+def _dim_of(path: Path) -> Literal[2, 3] | None:
+    """Of what a file is by its name, or all of a folder's files are; None where that is open, as of DICOM."""
+    if not path.is_dir():
+        return 3 if suffix(path) in SUFFIXES else 2 if suffix(path) in PLAIN else None
+    endings = {suffix(Path(name)) for _, names in walk_files(path) for name in names}
+    volumes, pictures = not endings.isdisjoint(SUFFIXES), not endings.isdisjoint(PLAIN)
+    dicom = not endings.isdisjoint(("", ".dcm", ".dicom", ".ima"))
+    return None if volumes == pictures or dicom else 3 if volumes else 2
 
 
 def _case(path: Path, channels: tuple[str, ...]) -> New:
@@ -484,13 +516,15 @@ def _picture(path: Path, channels: tuple[str, ...]) -> New:
 
 def _named(modalities: Mapping[str, Path], channels: tuple[str, ...]) -> New:
     """Raises:
-    UsageError: not the network's sequences.
+    UsageError: not the network's sequences. DataError: one of the files is a picture.
     """
     strange = [name for name in modalities if name not in channels]
     lacking = [name for name in channels if name not in modalities]
     if strange or lacking:
         what = f"--modality {strange[0]} is not" if strange else f"--modality {lacking[0]}=FILE is missing: it is"
         raise UsageError(f"{what} among what the network sees ({', '.join(channels)})")
+    for path in modalities.values():
+        require_dim(path, 3)
     first = modalities[channels[0]]
     stem = first.name[: -len(suffix(first)) or None] if suffix(first) in SUFFIXES else first.name
     name = safe_name(stem.removesuffix(f"_{channels[0]}"))

@@ -32,7 +32,7 @@ from pcrl_cli.readers.volume_io import read_volume, volume_files
 from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.kinds.crops import CropSettings
 from pcrl_cli.stages.kinds.images import GREY, ImageSettings
-from pcrl_cli.stages.predict import TABLE, Book, PredictLabelsResult, prepared_by, tried
+from pcrl_cli.stages.predict import TABLE, Book, PredictLabelsResult, prepared_by, require_dim, tried
 from pcrl_cli.stages.weights import unfinished
 
 AT_ONCE = {2: 64, 3: 1}
@@ -178,6 +178,7 @@ def new_images(inputs: Sequence[Path], dim: int) -> tuple[list[NewImage], dict[s
     found, failed, notes = list[NewImage](), dict[str, str](), list[str]()
     for path in map(Path, inputs):
         try:
+            require_dim(path, dim)
             found += _in_folder(path, dim, notes) if path.is_dir() else [_file(path, dim)]
         except DataError as error:
             failed[str(path)] = str(error)

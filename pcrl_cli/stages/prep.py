@@ -21,7 +21,8 @@ from pcrl_cli.core.names import find
 from pcrl_cli.core.plan import CropPlan
 from pcrl_cli.data.build import auto_jobs, settings_of, uncut
 from pcrl_cli.data.build import build as build_cache
-from pcrl_cli.data.cache import forget_others, images_in, open_cache, read_split
+from pcrl_cli.data.cache import Cache, forget_others, images_in, open_cache, read_split
+from pcrl_cli.data.copies import copies_in
 from pcrl_cli.pure.split import Part
 from pcrl_cli.readers import READERS
 from pcrl_cli.readers.masks import masks_of
@@ -45,7 +46,8 @@ class PrepResult(Result):
     cases: of the whole cache, per case what was tried, kept and refused by reason; `totals` sums them.
     refused: of the whole cache, how many scans by kind of refusal (`core.errors.DataError` lists the kinds).
     refused_counts: the same counts as in `cases`, of refused scans that came as far as drawing.
-    notes: the reader's remarks.
+    copies: how many of the cache's are the same as another one, under another patient, in another part; see `data.copies`.
+    notes: the reader's remarks, and what is to be done about copies.
     """
 
     schema_name: ClassVar[str] = "pcrl.prep/1"
@@ -60,6 +62,7 @@ class PrepResult(Result):
     bad_cases: dict[str, str]
     refused: dict[str, int]
     refused_counts: dict[str, dict[str, Any]]
+    copies: dict[str, int]
     notes: list[str]
     patients: dict[str, int]
     bytes: int
@@ -145,7 +148,7 @@ def prep(
         "there already": _count(mine) - _count(missing),
         "to prepare": _count(missing),
         "processes": workers,
-        "gigabytes": round(kind.nbytes(settings, plans, missing) / 1e9, 2),
+        "gigabytes": float(f"{kind.nbytes(settings, plans, missing) / 1e9:.2g}"),
     }
     if state == "to be continued" and not missing:
         state = "finished, if no scan has changed"
@@ -199,6 +202,9 @@ def prep(
         listener.warn(f"and {len(result.bad) - SAID} others: see {out / 'bad_cases.jsonl'}")
     _remember(out, result.made, workspace)
     split = read_split(out)
+    copies = copies_in(Cache(out, result.manifest, split))
+    for note in (doubled := copies.told(kind.UNIT, _against_copies(reader))):
+        listener.warn(note)
     return PrepResult(
         cache=out,
         unit=kind.UNIT,
@@ -211,11 +217,18 @@ def prep(
         bad_cases=result.bad,
         refused=result.manifest["totals"]["refused"],
         refused_counts={r["case"]: r["counts"] for r in result.manifest["refused"] if r["counts"]},
-        notes=notes,
+        copies=copies.counts,
+        notes=notes + doubled,
         patients={"train": len(split.train), "val": len(split.val), "test": len(split.test)},
         bytes=result.manifest["totals"]["bytes"],
         seconds=round(time.perf_counter() - began, 2),
     )
+
+
+def _against_copies(reader: ModuleType) -> str:
+    """What to do where the same image is there twice."""
+    both = "give both the same patient with --patients" if "patients" in reader.OPTIONS else ""
+    return f"{both}, or remove one of them, and prepare again with --overwrite".removeprefix(", or ")
 
 
 def _remember(out: Path, made: Collection[str], workspace: Workspace) -> None:

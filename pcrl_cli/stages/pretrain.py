@@ -175,6 +175,7 @@ def _pretrain(
     _require_recipe(opened, settings)
     _require_batch(settings, world)
     training.note_partial(opened, listener)
+    training.note_copies(opened, listener)
     _note_words(opened, settings, listener)
     start = _start(settings)
     decisive = settings.model_copy(update={"init": None})  # the file's content decides, not its place

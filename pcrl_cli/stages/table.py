@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pcrl_cli.core import files
-from pcrl_cli.core.config import Layer, Settings, file_layer, validate
+from pcrl_cli.core.config import Layer, Settings, file_layer, read_yaml, validate
 from pcrl_cli.core.errors import ConfigError, DataError, NumericalError
 from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.names import find
@@ -481,10 +481,18 @@ def read_spec(path: Path) -> TableSpec:
     """A spec file.
 
     Raises:
-        ConfigError: there is none, it is no YAML, or a key or value does not fit.
+        ConfigError: there is none, it is torn or no YAML, or a key or value does not fit.
     """
-    _, values = file_layer(path)
-    return validate(TableSpec, values)
+    try:
+        values = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give the spec of a table, such as those in examples/tables") from None
+    try:
+        return validate(TableSpec, values)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path} is no spec of a table ({error}); correct it, or see those in examples/tables"
+        ) from None
 
 
 def table(
@@ -547,14 +555,15 @@ def _keep(out: Path, spec: TableSpec) -> None:
     """The spec in its folder.
 
     Raises:
-        ConfigError: the folder holds cells of another one. More methods, ratios or seeds are no other one.
+        ConfigError: the folder holds cells of another one, or its copy of the spec is torn, so that nobody can tell. More
+            methods, ratios or seeds are no other one.
     """
     path = out / "spec.yaml"
     now = spec.model_dump(mode="json")
     if path.exists():
-        was = yaml.safe_load(path.read_text("utf-8"))
+        was = _kept(path).model_dump(mode="json")
         grown = ("methods", "ratios", "seeds", "focus", "scratch", "metric", "paper_table", "bootstrap")
-        changed = [key for key in now if key not in grown and now[key] != was.get(key)]
+        changed = [key for key in now if key not in grown and now[key] != was[key]]
         changed += [f"methods.{m}" for m, arm in now["methods"].items() if was["methods"].get(m, arm) != arm]
         if changed:
             raise ConfigError(
@@ -565,6 +574,22 @@ def _keep(out: Path, spec: TableSpec) -> None:
     with files.blame_machine(out):
         out.mkdir(parents=True, exist_ok=True)
     files.write_atomic(path, yaml.safe_dump(now, sort_keys=False, allow_unicode=True).encode())
+
+
+def _kept(path: Path) -> TableSpec:
+    """The spec that a table's folder holds.
+
+    Raises:
+        ConfigError: it is torn.
+    """
+    try:
+        return validate(TableSpec, read_yaml(path))
+    except ConfigError as error:
+        why = str(error).removeprefix(f"{path} ")
+        raise ConfigError(
+            f"{path} no longer says what the cells beside it were made by ({why}); put their spec in its place and run again, "
+            "or choose another --out"
+        ) from None
 
 
 def frame(result: TableResult) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from pcrl_cli.core.listener import Listener
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.core.source import Source
 from pcrl_cli.data.cache import Cache, open_cache
+from pcrl_cli.data.copies import copies_in
 from pcrl_cli.engine import lock
 from pcrl_cli.engine.distributed import World
 from pcrl_cli.engine.run import Run
@@ -162,6 +163,16 @@ def note_partial(cache: Cache, listener: Listener) -> None:
             f"{cache.path} holds {there} of {expected} {unit} ({refused} refused); run `pcrl prep` again without --limit "
             "or --shard to finish it, if that is not meant"
         )
+
+
+def note_copies(cache: Cache, listener: Listener) -> list[str]:
+    """Says, and returns, that the same image is in several parts of the split; `pcrl prep` said it and what else is doubled."""
+    found = copies_in(cache)
+    unit = "images" if cache.manifest["dim"] == 2 else "scans"
+    told = found.told(unit, "prepare the cache again, see what `pcrl prep` says") if found.other_parts else []
+    for line in told:
+        listener.warn(line)
+    return told
 
 
 def encoder_at(learner: Learner) -> str:

@@ -98,7 +98,7 @@ def test_set_values_are_read_as_yaml_and_as_numbers(pair, key, value):
     assert dict(leaves(set_layer([pair])[1])) == {key: value}
 
 
-@pytest.mark.parametrize("pair", ["train.lr", "=3", "", "train.lr=[1", "on=: :"])
+@pytest.mark.parametrize("pair", ["train.lr", "=3", "", "train.lr=[1", "on=: :", "on=2024-13-45"])
 def test_a_malformed_set_is_a_usage_error(pair):
     with pytest.raises(UsageError, match="--set") as caught:
         set_layer([pair])
@@ -158,7 +158,7 @@ def test_a_value_in_the_place_of_a_group_is_a_configuration_error(pairs):
         build(Toy, [set_layer(pairs)])
 
 
-@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2", "just text"])
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2", "just text", "a: 2024-13-45", "1: 2"])
 def test_a_config_file_that_holds_no_settings_is_refused_in_one_sentence(tmp_path, content):
     file = tmp_path / "c.yaml"
     file.write_text(content)

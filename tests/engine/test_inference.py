@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from test_learners import TASK_CASES, batch_of, build, settle, views_at
 from torch import nn
 from toys import CPU
 
-from pcrl_cli.core.errors import ConfigError
+from pcrl_cli.core.errors import ConfigError, MachineError, Preempted
 from pcrl_cli.core.learner import Progress, Task
+from pcrl_cli.engine import compiling
 from pcrl_cli.engine.inference import Inference, ready
 from pcrl_cli.engine.layout import arrange, memory_format
 
@@ -141,3 +143,70 @@ def test_a_compiled_task_fine_tunes_as_it_does_eagerly(case, compiled):
 def test_windows_of_a_compiled_network_and_a_missing_compiler(compiled):
     assert compiled["volume"] < 1e-6
     assert compiled["broken"].endswith("(no compiler); leave --compile out")
+
+
+class Small(Task):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(2, 1)
+
+
+def run_compiled():
+    """The first call of a compiled network, which compiles it."""
+    return ready(Small(), CPU, Inference(compile=True)).network(torch.zeros(1, 2))
+
+
+@pytest.fixture
+def preempting():
+    """SIGTERM is answered as the command line does."""
+
+    def stop(number, frame):
+        raise Preempted("stopped by a signal")
+
+    old = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, old)
+    torch._dynamo.reset()
+
+
+def test_a_signal_while_the_compiler_works_stops_and_is_no_fault_of_the_compiler(preempting, monkeypatch):
+    def backend(graph, inputs):
+        signal.raise_signal(signal.SIGTERM)
+        return graph.forward
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    with pytest.raises(Preempted, match="stopped by a signal"):
+        run_compiled()
+
+
+def of_dynamo(inner):
+    """Raises as torch does where its tracing fails: the first error is only the context."""
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    try:
+        raise inner
+    except Exception as error:
+        raise InternalTorchDynamoError(f"{type(error).__name__}: {error}") from None
+
+
+def test_a_signal_while_the_network_is_traced_stops_and_other_faults_of_tracing_stay_what_they_are(monkeypatch):
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def failing(inner):
+        return lambda forward, **_: lambda x: of_dynamo(inner)
+
+    monkeypatch.setattr(torch, "compile", failing(Preempted("stopped by a signal")))
+    with pytest.raises(Preempted, match="stopped by a signal"):
+        run_compiled()
+    monkeypatch.setattr(torch, "compile", failing(ValueError("a bug")))
+    with pytest.raises(InternalTorchDynamoError, match="a bug"):
+        run_compiled()
+
+
+def test_a_compiler_that_fails_by_itself_is_still_said_not_to_work(preempting, monkeypatch):
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    with pytest.raises(MachineError, match="no working compiler here"):
+        run_compiled()

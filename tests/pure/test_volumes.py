@@ -1,11 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from data.labelled_cases import AXES, ct, mr
 
 from pcrl_cli.core.case import Case
 from pcrl_cli.core.plan import CropPlan, Grid
+from pcrl_cli.data.cache import shard_path, write_shard
 from pcrl_cli.data.labelled import Preparation, label
 from pcrl_cli.data.volume import Volume, as_filed, canonical, resample
 from pcrl_cli.pure.regions import rivals
@@ -39,8 +42,22 @@ def test_arrays_are_what_the_cache_promises():
     }
     np.testing.assert_array_equal(drawn.arrays["image"], np.rint(scan.image))
     assert drawn.packed == {"mask", "native_mask"}
-    assert drawn.chunks == {"image": (1, x, y, z), "mask": (x, y, z), "native_mask": (12, 15, 9)}
+    pieces = {"image": (1, x, y, z), "mask": (x, y, z), "native_mask": (12, 15, 9)}
+    assert drawn.chunks == pieces | {"foreground": (np.count_nonzero(scan.mask), 3)}
     assert Grid.of_row(drawn.arrays["grid"]).shape == (x, y, z)
+
+
+def test_the_foregrounds_voxels_are_stored_in_one_piece_with_no_index_that_is_larger_than_they_are(tmp_path):
+    scan = label(ct(), Preparation())
+    mask = np.ones_like(scan.mask)
+    drawn = draw(replace(scan, mask=mask))
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path, "a", {"volumes": drawn}, {})
+    with h5py.File(shard_path(tmp_path, "a")) as file:
+        assert file["volumes/foreground"].chunks == drawn.arrays["foreground"].shape
+    empty = draw(replace(scan, mask=np.zeros_like(mask)))
+    write_shard(tmp_path, "b", {"volumes": empty}, {})
+    assert empty.arrays["foreground"].shape == (0, 3)
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 65, 127, 128, 129, 140, 372, 512])

@@ -262,6 +262,28 @@ def test_fine_tuning_starts_from_the_whole_encoder_and_counts_what_it_learns_fro
     assert "choose" not in chain.tuned.kept or chain.tuned.best_validation is not None
 
 
+def test_classes_that_the_labelled_images_cannot_teach_are_named_with_what_they_lack(tmp_path, heard):
+    workspace = Workspace(tmp_path)
+    names = write_images(workspace.data("folder"))
+    parts = ["train"] * 8 + ["val", "val", "test", "test"]
+    rows = [[n, f"P{i}", i % 2, int(i > 7), 1, "", parts[i]] for i, n in enumerate(names)]
+    header = ["path", "patient", "bright", "late", "always", "unknown", "part"]
+    table = write_table(tmp_path / "labels.csv", header, rows)
+    prep("folder", workspace=workspace, options={"labels": table}, layers=PREP["2d"], jobs=1)
+    layers = settings(learner=LEARNER["2d"], train={"steps": 1, "batch": 4}, width=4)
+    tuned = finetune(task="classify", workspace=workspace, layers=layers, listener=heard)
+    said = (
+        "3 of 4 findings cannot be learned from the 8 labelled training images: late (no positive), always (no negative), "
+        "unknown (no label); prepare more, or leave their numbers aside"
+    )
+    assert said in heard.warnings
+    assert said in tuned.notes
+
+
+def test_where_every_class_can_be_learned_nothing_is_said(chain):
+    assert not any("cannot be learned" in note for note in chain.tuned.notes)
+
+
 def test_training_is_the_same_from_disk_and_from_memory(tmp_path, chain):
     layers = settings(learner=LEARNER[chain.dim], width=2, train={"steps": 3, "batch": 4})
     runs = [
@@ -399,6 +421,15 @@ def test_bad_inputs_are_named_and_the_others_done(tmp_path, chain):
     assert len(read_csv(Path(result["table"]))) == 1
     with pytest.raises(DataError, match="and 1 more could not be used"):
         require(predict(chain.tuned.run, [bad, tmp_path / "none"], tmp_path / "o"))
+
+
+def test_a_run_says_that_it_reads_pictures_or_scans_where_it_is_given_the_other(tmp_path, chain):
+    other = tmp_path / "other"
+    names = write_images(other) if chain.dim == "3d" else write_scans(other)
+    done = predict(chain.tuned.run, [other, other / names[0]], tmp_path / "out")
+    there, reads = ("picture", "scans (NIfTI") if chain.dim == "3d" else ("scan", "pictures (PNG")
+    assert done.failed[str(other)].startswith(f"{other} holds {there}s, and this run reads {reads}")
+    assert done.failed[str(other / names[0])].startswith(f"{other / names[0]} is a {there}, and this run reads {reads}")
 
 
 def test_what_prediction_cannot_do_is_refused(tmp_path, chain):

@@ -328,6 +328,36 @@ def test_what_is_heard_says_what_it_will_take(tmp_path):
     assert re.match(r"1 of 1 scans from .*, 1 processes \(up to .* GB of memory each\), about .* GB to", heard.lines[0])
 
 
+LARGE = {"pairs": 2, "global_sizes": [[40, 40, 24]], "global_shape": [40, 40, 24], "n_locals": 3}
+LOCALS = {"pairs": 1, "n_locals": 9, "local_sizes": [[24, 24, 24]], "local_shape": [24, 24, 24]}
+CROPS = {
+    "as they are": {"pairs": {"pairs": 2}},
+    "small globals": ONE[0][1],
+    "large globals": {"pairs": LARGE},
+    "many locals": {"pairs": LOCALS},
+    "whole scans alone": {"pairs": {"pairs": 0}, "whole": {"shape": [48, 40, 32]}},
+    "small whole scans and pairs": {"pairs": LARGE, "whole": {"shape": [16, 16, 16]}},
+}
+
+
+@pytest.mark.parametrize("values", CROPS.values(), ids=CROPS)
+def test_the_size_that_is_foretold_follows_the_shapes_of_the_crops(tmp_path, values):
+    for i in range(2):
+        write_scan(tmp_path / f"raw/{i}.mhd", seed=i)
+    (tmp_path / "t.csv").write_text("path,sick\n0.mhd,0\n1.mhd,1\n", "utf-8")
+    options = {"labels": tmp_path / "t.csv"} if "whole" in values else {}
+    call = {"data": tmp_path / "raw", "out": tmp_path / "c", "layers": settings(**values), "options": options}
+    plan = prep("folder", **call, dry_run=True)
+    assert plan.figures["gigabytes"] * 1e9 == pytest.approx(prep("folder", **call, jobs=1).bytes, rel=0.1)
+
+
+def test_the_size_that_is_foretold_follows_the_side_of_the_candidates_blocks(chain, tmp_path):
+    layers = settings(pairs={"pairs": 0}, candidates={"negatives": 2, "side_mm": 24})
+    call = {"data": chain.raw, "out": tmp_path / "c", "layers": layers, "limit": 2}
+    plan = prep("luna", **call, dry_run=True)
+    assert plan.figures["gigabytes"] * 1e9 == pytest.approx(prep("luna", **call, jobs=1).bytes, rel=0.2)
+
+
 def test_forgetting_the_patients_table_is_refused_since_patients_would_change_parts(tmp_path):
     for i, name in enumerate("abc"):
         write_scan(tmp_path / f"raw/{name}.mhd", seed=i)

@@ -379,6 +379,16 @@ def test_another_cache_may_store_its_regions_by_other_labels(ct, tmp_path):
     assert {n: e.value for n, e in found.metrics.items()} == {n: e.value for n, e in ct.evaluated.metrics.items()}
 
 
+@pytest.mark.parametrize("size", [48, 80, 1000, None])
+def test_the_size_that_is_foretold_of_pictures_with_masks_follows_their_own_size(tmp_path, size):
+    options = {"masks": write_2d(tmp_path / "raw")["masks"]}
+    call = {"data": tmp_path / "raw/scans", "layers": settings(prepare={"size": size}), "options": options}
+    plan = prep("folder", out=tmp_path / "c", dry_run=True, **call)
+    assert isinstance(plan, Plan)
+    real = prep("folder", out=tmp_path / "c", jobs=1, **call).bytes
+    assert real / 2 < plan.figures["gigabytes"] * 1e9 < 2 * real
+
+
 def test_a_run_that_is_moved_away_from_its_cache_still_predicts(flat, tmp_path):
     prepared = Run.load(flat.tuned.run).record["prepared"]
     assert prepared["label_values"] == {"1": 10, "2": 255}
@@ -399,6 +409,45 @@ def test_inputs_that_are_no_pictures_are_refused_by_name(flat, tmp_path):
     assert "is not there" in done.failed[str(tmp_path / "none.png")]
     with pytest.raises(UsageError, match="each a file of its own"):
         predict(flat.tuned.run, [], tmp_path / "out", modalities={"x": tmp_path / "a.png"})
+
+
+def test_a_run_says_that_it_reads_pictures_or_scans_where_it_is_given_the_other(chain, tmp_path):
+    flat, one, some = chain.kind == "2d", tmp_path / "in", tmp_path / "in/some"
+    some.mkdir(parents=True)
+    pixels = np.zeros((8, 8), np.uint8)
+    for place in (one / "a", some / "a"):
+        if flat:
+            write_nifti(
+                Volume(np.zeros((8, 8, 4), np.int16), np.ones(3), np.zeros(3), np.eye(3)), place.with_suffix(".nii.gz")
+            )
+        else:
+            write_png(pixels, place.with_suffix(".png"))
+    given = one / ("a.nii.gz" if flat else "a.png")
+    done = predict(chain.tuned.run, [given, some], tmp_path / "out")
+    is_, reads = ("scan", "pictures (PNG") if flat else ("picture", "scans (NIfTI")
+    assert done.failed[str(given)].startswith(f"{given} is a {is_}, and this run reads {reads}")
+    assert done.failed[str(some)].startswith(f"{some} holds {is_}s, and this run reads {reads}")
+    assert f"a run that was trained on {is_}s" in done.failed[str(given)]
+    if chain.kind == "mr":
+        with pytest.raises(DataError, match="is a picture, and this run reads scans"):
+            predict(chain.tuned.run, [], tmp_path / "out", modalities={"t1": given, "t2": given})
+
+
+def test_what_is_counted_while_predicting_and_scoring_is_pictures_or_scans(chain, tmp_path):
+    units = []
+
+    class Counting(Heard):
+        def begin(self, what, total, unit, done=0):
+            units.append(unit)
+
+    predict(chain.tuned.run, chain.inputs()[:1], tmp_path / "out", listener=Counting())
+    evaluate(chain.tuned.run, workspace=chain.workspace, listener=Counting())
+    said = CliRunner().invoke(
+        app, ["predict", str(chain.tuned.run), str(chain.inputs()[0]), "--out", str(tmp_path / "o")]
+    )
+    unit = "pictures" if chain.kind == "2d" else "scans"
+    assert units == [unit, unit]
+    assert any(line.split()[:3] == [unit, "1", "predicted,"] for line in said.stdout.splitlines())
 
 
 def test_two_cases_in_one_folder_of_channels_are_refused(tmp_path_factory, tmp_path):

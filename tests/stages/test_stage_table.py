@@ -343,3 +343,60 @@ def test_settings_of_a_spec_have_defaults_that_say_what_they_are():
     spec = TableSpec(task="luna", methods={"TS": {}}, ratios=(0.1,))
     assert (spec.methods["TS"].method, spec.methods["TS"].weights) == (None, None)
     assert spec.seeds == (0, 1, 2)
+
+
+BROKEN = {
+    "empty": b"",
+    "bytes": bytes(range(256)),
+    "control": b"\0\1\2",
+    "list": b"- task\n- methods",
+    "text": b"luna",
+    "numbers for names": b"1: 2",
+    "a day that no month has": b"name: 2024-13-45",
+    "brackets without end": b"[" * 5000,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_spec_is_refused_in_one_sentence_that_names_the_file(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.yaml .* examples/tables") as caught:
+        table(path, out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_and_nothing_are_no_spec(tmp_path):
+    for path, why in ((tmp_path, "is a directory"), (tmp_path / "none.yaml", "does not exist")):
+        with pytest.raises(ConfigError, match=rf"{why}.*give the spec of a table"):
+            table(path)
+
+
+def test_a_spec_cut_anywhere_is_a_smaller_one_or_refused(write):
+    whole_text, path, said = write().read_bytes(), write(), []
+    for n in range(0, len(whole_text), 7):
+        path.write_bytes(whole_text[:n])
+        try:
+            assert stage.read_spec(path).ratios
+        except ConfigError as error:
+            said.append(str(error))
+    assert said
+    assert all("\n" not in text and str(path) in text for text in said)
+
+
+@pytest.mark.parametrize("content", [*BROKEN.values(), None], ids=[*BROKEN, "folder"])
+def test_a_torn_copy_in_the_tables_folder_is_named_and_mended_by_the_spec(tmp_path, content):
+    spec = TableSpec(task="luna", methods={"TS": {}}, ratios=(0.1,))
+    stage._keep(tmp_path / "out", spec)
+    copy = tmp_path / "out/spec.yaml"
+    good = copy.read_bytes()
+    copy.unlink()
+    copy.write_bytes(content) if content is not None else copy.mkdir()
+    with pytest.raises(ConfigError, match=r"spec\.yaml no longer says what the cells beside it were made by") as caught:
+        stage._keep(tmp_path / "out", spec)
+    assert "\n" not in str(caught.value)
+    copy.rmdir() if content is None else copy.unlink()
+    copy.write_text("task: luna\nmethods: {TS: {}}\nratios: [0.1]\n", "utf-8")  # as the user wrote it
+    stage._keep(tmp_path / "out", spec)
+    assert copy.read_bytes() == good

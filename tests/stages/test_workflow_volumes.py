@@ -158,6 +158,15 @@ def test_the_chain_learns_validates_and_scores_every_patient(chain):
     assert all(f"val_dice_{name}" in rows[0] for name in regions)
 
 
+def test_a_region_that_no_labelled_mask_holds_is_named(lits, brats):
+    work = brats.work()
+    empty = [p for p in work.cache.patients() if p.endswith("-4")]
+    (said,) = volumes.doubts(work, empty)
+    assert said.startswith("no mask of the 1 labelled training scans holds ET, which cannot be learned")
+    assert volumes.doubts(work, work.cache.patients()) == []
+    assert volumes.doubts(lits.work(), lits.work().cache.patients()) == []
+
+
 def test_only_metrics_of_which_more_is_better_can_be_held_against_a_least_value(chain):
     names = volumes.metric_names(chain.work())
     assert set(names) < set(chain.evaluated.metrics)
@@ -299,7 +308,7 @@ def test_volumes_without_foreground_are_counted_and_nothing_else_is_nothing_to_l
     found = volumes.counts(work, lits.cache.patients())
     assert found == {"volumes": 6, "without foreground": 1, "smaller than a crop, padded": 0}
     empty = next(p for p in lits.cache.patients() if str(EMPTY) in p)
-    with pytest.raises(DataError, match="none of the 1 labelled training volumes"):
+    with pytest.raises(DataError, match="none of the 1 labelled training scans"):
         volumes.counts(work, [empty])
 
 

@@ -2,7 +2,6 @@
 (one's own scans) to whole scans of one size.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -23,7 +22,8 @@ from pcrl_cli.stages.kinds import PrepSettings
 UNIT = "scans"
 PEAK_BYTES = 2_500_000_000
 """A case of 512 x 512 x 700 voxels at its peak: as read, as float32, resampled to 1 mm."""
-PAIR_BYTES, BLOCK_BYTES = 623_000, 2 * 64**3
+FILE_BYTES = 10_000
+"""What a shard holds besides its arrays, about: names, shapes, where the pieces lie."""
 
 
 class CropSettings(PrepSettings):
@@ -112,14 +112,18 @@ def parts(settings: CropSettings, reader: ModuleType, data: Path) -> Mapping[str
 
 
 def nbytes(settings: CropSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
-    total = float(PAIR_BYTES * settings.pairs.pairs * len(cases))
+    """By the shapes that the plans cut; candidates that lie outside their scan are counted too."""
+    a_case = FILE_BYTES
+    if settings.pairs in plans:
+        a_case += settings.pairs.pairs * settings.pairs.pair_bytes
     if settings.whole in plans:
-        total += 2.0 * math.prod(settings.whole.shape) * len(cases)
+        a_case += settings.whole.scan_bytes
+    blocks = 0
     if settings.candidates in plans:
         labels = [case.points.label for case in cases if case.points is not None]
         sample = settings.candidates.negatives
-        total += BLOCK_BYTES * sum(int(label.sum()) + min(sample, int((label == 0).sum())) for label in labels)
-    return total
+        blocks = sum(int(label.sum()) + min(sample, int((label == 0).sum())) for label in labels)
+    return float(a_case * len(cases) + blocks * settings.candidates.block_bytes)
 
 
 def read_prepared(module: str, intensity: Intensity, spacing_mm: float, case: Case) -> Prepared:

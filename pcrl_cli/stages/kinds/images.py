@@ -24,6 +24,8 @@ from pcrl_cli.stages.kinds import PrepSettings
 UNIT = "images"
 PEAK_BYTES = 800_000_000
 """A shard of 2048 images of 256 x 256 at its peak; see `peak_bytes`."""
+BESIDE = 150
+"""Bytes of an image in a shard besides its pixels and labels, about."""
 OF_SOME_READERS = ("uncertain", "view", "official_split")
 """Settings that only some data sets understand; the reader's OPTIONS say which."""
 GREY = (1 / 255, 0.0)
@@ -133,7 +135,9 @@ def parts(settings: ImageSettings, reader: ModuleType, data: Path) -> Mapping[st
 
 
 def nbytes(settings: ImageSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
-    return float(sum(len(case.images) for case in cases) * settings.size**2)
+    """A byte a pixel, one a label, and what names an image and says where its piece of the file lies."""
+    each = settings.size**2 + len(settings.classes) + BESIDE
+    return float(sum(len(case.images) for case in cases) * each)
 
 
 def read_pictures(module: str, size: int, aspect: Aspect, case: Case) -> Pictures:

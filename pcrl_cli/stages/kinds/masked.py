@@ -129,7 +129,8 @@ def parts(settings: MaskedSettings, reader: ModuleType, data: Path) -> Mapping[s
 def nbytes(settings: MaskedSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
     """By the headers; a DICOM series, which has none for all of it, is not counted."""
     images = [[c.files[name] for name in settings.modalities] if settings.modalities else [c.path] for c in cases]
-    return float(sum(bytes_of(settings.prepare, paths) for paths in images))
+    found = [(bytes_of(settings.prepare, paths), len(paths)) for paths in images]
+    return float(sum(n + settings.volumes.bytes_beside(n / 2 / channels) for n, channels in found))
 
 
 def read_masked(module: str, how: Preparation, regions: masks.Regions, case: Case) -> Labelled:

@@ -1,5 +1,6 @@
 """One's own pictures with masks to a cache of whole pictures, for segmentation in 2D."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -10,11 +11,13 @@ from typing import Any
 from pydantic import Field
 
 from pcrl_cli.core.case import Case
+from pcrl_cli.core.errors import PcrlError
 from pcrl_cli.core.plan import CropPlan, Labelled, Scan
 from pcrl_cli.data.pictures import PicturePreparation, label_picture, prepare_picture
 from pcrl_cli.pure.split import Part
 from pcrl_cli.pure.volumes import WholeVolumes
 from pcrl_cli.readers import masks
+from pcrl_cli.readers.image_io import read_whole
 from pcrl_cli.stages.kinds import PrepSettings
 from pcrl_cli.stages.kinds.masked import of_regions, refuse_regions
 from pcrl_cli.stages.kinds.masked import settle as settle
@@ -22,7 +25,8 @@ from pcrl_cli.stages.kinds.masked import settle as settle
 UNIT = "pictures"
 PEAK_BYTES = 900_000_000
 """The largest picture that is decoded, 67 megapixels: in grey, in float32, its mask as stored and as labels."""
-USUAL_SIDE = 1024  # for the size that is foretold of pictures that are kept as they are
+LOOKED_AT = 5
+"""Pictures, evenly from the list, by which the size of a cache is foretold."""
 
 
 class MaskedImageSettings(PrepSettings):
@@ -86,8 +90,21 @@ def parts(settings: MaskedImageSettings, reader: ModuleType, data: Path) -> Mapp
 
 
 def nbytes(settings: MaskedImageSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
-    """Two bytes a pixel of a square; masks shrink to almost nothing."""
-    return 2.0 * len(cases) * (settings.prepare.size or USUAL_SIDE) ** 2
+    """By some of the pictures: two bytes a pixel of what they become, and what is stored beside."""
+    pixels = [
+        found for case in cases[:: -(-len(cases) // LOOKED_AT) or 1] if (found := _pixels(case, settings.prepare))
+    ]
+    usual = sum(pixels) / len(pixels) if pixels else 0.0  # reading them will say what is wrong
+    return len(cases) * (2 * usual + settings.volumes.bytes_beside(usual))
+
+
+def _pixels(case: Case, how: PicturePreparation) -> float:
+    """Of a prepared picture; 0 where it cannot be read."""
+    try:
+        shape = read_whole(case.path).pixels.shape
+    except PcrlError:
+        return 0.0
+    return float(math.prod(shape)) / max(1.0, max(shape) / how.size if how.size else 1.0) ** 2
 
 
 def read_masked(module: str, how: PicturePreparation, regions: masks.Regions, case: Case) -> Labelled:

@@ -97,6 +97,9 @@ class Workflow(Protocol):
             DataError: there is nothing to learn from them.
         """
 
+    def doubts(self, work: Work, patients: Sequence[str]) -> list[str]:
+        """Sentences on what these patients cannot teach, although there is something to learn from them."""
+
     def source(self, work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> Source:
         """Batches of these patients' items, in the order in which the task trains."""
 
@@ -108,6 +111,11 @@ class Workflow(Protocol):
 
     def score(self, work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) -> Scores:
         """Everything that `pcrl evaluate` reports; the task is in eval mode."""
+
+
+def more_labels(work: Work) -> str:
+    """What to do where the labelled patients do not show everything."""
+    return "raise --ratio, or prepare more" if work.settings.ratio < 1 else "prepare more"
 
 
 def workflow_of(module: ModuleType) -> Workflow:

@@ -74,6 +74,11 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     return {"nodules": int(labels.sum()), "others": int((labels == 0).sum())}
 
 
+def doubts(work: Work, patients: Sequence[str]) -> list[str]:
+    """None: of the only class both sides are there, or `counts` refuses."""
+    return []
+
+
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> Loader:
     module, settings, train = work.module, work.settings, work.settings.train
     cases = work.cache.cases(patients=patients)

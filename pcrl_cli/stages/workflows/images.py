@@ -27,7 +27,7 @@ from pcrl_cli.report import figures
 from pcrl_cli.report.findings import Look, activation_figure, auroc_figure, reliability_figure
 from pcrl_cli.report.html import Block, Facts, Picture, Section
 from pcrl_cli.report.paper_findings import findings_table
-from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
+from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work, more_labels
 from pcrl_cli.tasks.findings import Findings, Plane
 
 OPTIONS: tuple[str, ...] = ()
@@ -81,6 +81,19 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
         "positive labels": int((labels == 1).sum()),
         "findings to learn": int(usable.sum()),
     }
+
+
+def doubts(work: Work, patients: Sequence[str]) -> list[str]:
+    """Which findings are on none of the images, on all of them, or not known of any."""
+    labels, names = _labels(work.cache, work.module.GROUP, patients), work.cache.manifest["classes"]
+    sides = [{value: int((column == value).sum()) for value in (1, 0)} for column in labels.T]
+    lacking = [f"{name} ({_lack(n[1], n[0])})" for name, n in zip(names, sides, strict=True) if not (n[1] and n[0])]
+    if not lacking:
+        return []
+    return [
+        f"{len(lacking)} of {len(names)} findings cannot be learned from the {len(labels)} labelled training {_unit(work)}: "
+        f"{', '.join(lacking)}; {more_labels(work)}, or leave their numbers aside"
+    ]
 
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> Loader:
@@ -277,9 +290,13 @@ def _cut_off_note(cut_off: int) -> list[str]:
 
 
 def _lacks(finding: Finding) -> str:
-    if not finding.positive + finding.negative:
+    return _lack(finding.positive, finding.negative)
+
+
+def _lack(positive: int, negative: int) -> str:
+    if not positive + negative:
         return "no label"
-    lacking = [name for name, n in (("positive", finding.positive), ("negative", finding.negative)) if not n]
+    lacking = [name for name, n in (("positive", positive), ("negative", negative)) if not n]
     return f"no {' and no '.join(lacking)}"
 
 

@@ -33,7 +33,7 @@ from pcrl_cli.pure.volumes import label_map, to_native
 from pcrl_cli.report import overlays
 from pcrl_cli.report.html import Block, Paragraph, Picture, Section
 from pcrl_cli.stages import training
-from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work
+from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work, more_labels
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig
 
 OPTIONS = ("set",)
@@ -89,8 +89,8 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     empty = [case for case in cases if not _has_foreground(work.cache, case)]
     if len(empty) == len(cases):
         raise DataError(
-            f"none of the {len(cases)} labelled training volumes of {work.cache.path} has foreground, so there is nothing "
-            "to learn; raise --ratio or prepare more scans"
+            f"none of the {len(cases)} labelled training {_many(_dim(work))} of {work.cache.path} has foreground, so there is "
+            f"nothing to learn; {more_labels(work)}"
         )
     work.settings.learner.window_of(_dim(work))  # a wrong one is told before training
     crop = _stored_size(work.settings.learner.crop_of(_dim(work)))
@@ -98,6 +98,21 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     small = sum(any(n < size for n, size in zip(shape, crop, strict=True)) for shape in shapes)
     unit = "pictures" if _dim(work) == 2 else "volumes"
     return {unit: len(cases), "without foreground": len(empty), "smaller than a crop, padded": small}
+
+
+def doubts(work: Work, patients: Sequence[str]) -> list[str]:
+    """Which regions are in no mask, by the counts of the records."""
+    cases = work.cache.cases(patients=patients)
+    there = {label for case in cases for label in work.cache.records[case]["counts"][GROUP]}
+    nowhere = [
+        name for name, labels in truth_regions(work).items() if not there & {f"label_{label}" for label in labels}
+    ]
+    if not nowhere:
+        return []
+    return [
+        f"no mask of the {len(cases)} labelled training {_many(_dim(work))} holds {' or '.join(nowhere)}, which "
+        f"cannot be learned from them; {more_labels(work)}, or leave the numbers of that aside"
+    ]
 
 
 def source(work: Work, patients: Sequence[str], cache_on: CacheOn, world: World) -> VolumeCrops:
@@ -260,7 +275,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
 def _all_cases(work: Work, task: Segmentation, cases: Sequence[str]) -> Iterator[CaseScores]:
     """Case by case; those that an interrupted scoring of the same weights on the same scans had finished are not done again."""
     known = _Notebook(work, task)
-    work.listener.begin("scoring whole volumes", len(cases), "scans")
+    work.listener.begin("scoring whole volumes", len(cases), _many(_dim(work)))
     for done, case in enumerate(cases, start=1):
         found = known.get(case)
         if found is None:
