@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from pcrl_cli.core.case import Case
+from pcrl_cli.core.config import NO_YAML
 from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.readers.folder import is_mask
 from pcrl_cli.readers.headers import suffix
@@ -284,9 +285,9 @@ def _read(given: str | Path) -> Mapping[Any, Any]:
 
     try:
         found = yaml.safe_load(Path(text).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *NO_YAML) as error:
         raise ConfigError(
-            f"--regions {text} is neither NAME=LABEL+LABEL,... nor a YAML file ({str(error).splitlines()[0]}); correct it"
+            f"--regions {text} is neither NAME=LABEL+LABEL,... nor a YAML file ({str(error).partition(chr(10))[0] or type(error).__name__}); correct it"
         ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{text} holds no regions; expected lines such as 'liver: [1, 2]'")

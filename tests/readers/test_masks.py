@@ -145,6 +145,13 @@ def test_regions_that_cannot_be_are_told_in_one_sentence(text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["2024-13-45", "[" * 5000, "a: [1", "\x00"])
+def test_a_file_of_regions_that_is_no_yaml_is_told_in_one_sentence(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="neither NAME=LABEL"):
+        parsed(tmp_path / "r.yaml")
+
+
 def test_a_file_without_regions_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("- 1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds no regions"):
