@@ -34,8 +34,8 @@ def measure(width: int = 16, batch: int = 2, repeats: int = 3) -> dict[str, floa
 
     `ours` is recipe paper as it runs: decoded to the drawn scale, channels last with deep weights contiguous, the sub-pixel
     form where it pays. `to drawn scale` is the same without the sub-pixel form, `all decoded` that with everything decoded.
-    `bf16` is `ours` under autocast, small maps in float32. `released way` is recipe released: 3 scales, all decoded, all
-    heads, contiguous, float32.
+    `bf16` is `ours` with `--precision bf16`; `benchmarks.precision` says what that changes. `released way` is recipe released:
+    3 scales, all decoded, all heads, contiguous, float32.
     """
     views = make_views(Config(), batch)
     cpu = torch.device("cpu")
@@ -74,35 +74,11 @@ def at_scale(views: Views, scale: int) -> Views:
     return {**views, "scales": Scales(scale, scale, ((scale,) * 6,) * 2)}
 
 
-def bf16_error(width: int = 8, batch: int = 8) -> dict[str, float]:
-    """What bfloat16 autocast, with small maps in float32, changes: the worst over the scales.
-
-    Largest relative difference of the loss, smallest cosine between the gradients of all weights.
-    """
-    views, learner = make_views(Config(), batch), learner_of("paper", width)
-    arrange(learner, torch.device("cpu"))
-    loss, cosine = 0.0, 1.0
-    for scale in SCALES:
-        of = {}
-        for bf16 in (False, True):
-            value, gradients = _gradient(learner, at_scale(views, scale), bf16)
-            of[bf16] = value, torch.cat([g.flatten() for g in gradients])
-        loss = max(loss, abs(of[True][0] - of[False][0]) / abs(of[False][0]))
-        cosine = min(cosine, float(torch.nn.functional.cosine_similarity(of[False][1], of[True][1], dim=0)))
-    return {"loss": loss, "cosine": cosine}
-
-
-def _gradient(learner: PCRLv2, views: Views, bf16: bool) -> tuple[float, list[torch.Tensor]]:
-    learner.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        terms = learner.losses(views, Progress(0, 1))
-    loss = torch.stack([t.float() for t in terms.values()]).sum()
-    loss.backward()
-    return float(loss.detach()), [p.grad for p in learner.parameters() if p.grad is not None]
-
-
 def _cpu(learner: PCRLv2, views: Views, bf16: bool = False) -> float:
     """CPU seconds of forward and backward."""
     start = time.process_time()
-    _gradient(learner, views, bf16)
+    learner.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        terms = learner.losses(views, Progress(0, 1))
+    torch.stack([t.float() for t in terms.values()]).sum().backward()
     return time.process_time() - start

@@ -286,8 +286,9 @@ def _read(given: str | Path) -> Mapping[Any, Any]:
     try:
         found = yaml.safe_load(Path(text).read_text("utf-8"))
     except (OSError, *NO_YAML) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError(
-            f"--regions {text} is neither NAME=LABEL+LABEL,... nor a YAML file ({str(error).partition(chr(10))[0] or type(error).__name__}); correct it"
+            f"--regions {text} is neither NAME=LABEL+LABEL,... nor a YAML file ({why}); correct it"
         ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{text} holds no regions; expected lines such as 'liver: [1, 2]'")
