@@ -214,7 +214,7 @@ SETTLED = 500
 """Steps before memory is judged: caches of kernels have filled and every part of the libraries has been used once."""
 
 
-def memory(shop: Workshop, trials: int = 4500) -> Promise:
+def memory(shop: Workshop, trials: int = 12_000) -> Promise:
     """Resident memory over many steps, the cache in memory and read from disk by the loader's threads.
 
     What the allocator has handed out is noted beside it. trials: steps, in one run for each.
@@ -237,7 +237,7 @@ def memory(shop: Workshop, trials: int = 4500) -> Promise:
         slopes.append(f"{where} {slope:+.2f} MB (from {start:.0f} MB, spread {spread:.1f}; in use {used:+.3f} MB)")
         promise.expect(slope < 1.0, f"{where}: {slope:.2f} MB per 1,000 steps")
         promise.tried()
-    promise.note = f"{steps} steps each, least squares from step {SETTLED} on: {', '.join(slopes)}"
+    promise.note = f"{steps:,} steps each, least squares from step {SETTLED} on: {', '.join(slopes)}"
     return promise
 
 
