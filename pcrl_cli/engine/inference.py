@@ -19,7 +19,7 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 class Inference:
     """The defaults give the same numbers again: what an epoch is chosen by, and what is published.
 
-    precision: bf16 is autocast; sums, norms and probabilities stay float32. Also on a CPU, where only gradients are wrong.
+    precision: bf16 is autocast; sums, norms and probabilities stay float32.
     compile: torch.compile of the network; its sums are made in another order.
     """
 

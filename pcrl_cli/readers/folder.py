@@ -4,7 +4,6 @@ Maybe with a table of labels, which `label_table` describes; it names a scan by 
 series' folder, below the data folder) or by its `case`, the id.
 """
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from pcrl_cli.readers.tables import (
     of_one_patient,
     patients_by,
     require_folder,
+    require_one_name,
     safe_ids,
     same_name,
     walk,
@@ -104,9 +104,12 @@ def _listed(root: Path, labels: Path) -> str | None:
     table = read_labels(labels, root, KEYS)
     if table.key == CASE:
         return __name__
-    there = [name for name in table.rows if os.path.exists(root / name)]  # noqa: PTH110  False for what can be no name
-    volumes = [name for name in there if (root / name).is_dir() or suffix(root / name) in SUFFIXES]
-    pictures = sorted(set(there) - set(volumes))
+    volumes, pictures = list[str](), list[str]()
+    for folder, names in walk_files(root):
+        if (name := below(root, folder)) in table.rows:
+            volumes.append(name)
+        for name in (name for file in names if (name := below(root, folder / file)) in table.rows):
+            (volumes if suffix(Path(name)) in SUFFIXES else pictures).append(name)
     if volumes and pictures:
         raise DataError(
             f"{labels} lists pictures ({pictures[0]}) and volumes ({volumes[0]}), which "
@@ -190,13 +193,12 @@ def _require_one_series(cases: Sequence[Case], found: Sequence[_Found], table: L
 
 def _require_different(found: Iterable[_Found]) -> None:
     """Raises:
-    DataError: two files have one name but for how its accents are stored, so that their ids would be one.
+    DataError: two files have one name but for how it is stored, so that their ids would be one.
     """
     known: dict[tuple[str, str], Path] = {}
     for scan in found:
-        other = known.setdefault((scan.name, scan.where), scan.path)
-        if other != scan.path:
-            raise DataError(f"{other} and {scan.path} differ only in how accents are stored: rename one of them.")
+        require_one_name(known, (scan.name, scan.where), scan.path)
+        known[scan.name, scan.where] = scan.path
 
 
 def classes(labels: Path | None) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def read_labels(table: Path, root: Path, keys: Sequence[str] = (PATH,)) -> Label
     rows, lines = read_columns(table, (key, *own, *(names if are_columns else (_LABEL,))))
     if "" in rows[key]:
         raise DataError(f"{table}, line {lines[rows[key].index('')]}: the column {key!r} is empty: correct it.")
-    ids = [as_below(root, text) if key == PATH else text for text in rows[key]]
+    ids = as_below(root, rows[key]) if key == PATH else rows[key]
     patients = rows.get(_PATIENT, [""] * len(ids))
     parts = _parts(table, rows[_PART], lines) if _PART in own else [None] * len(ids)
     if are_columns:

@@ -218,7 +218,10 @@ def _channels(found: Mapping[str, Case], modalities: Sequence[str]) -> dict[str,
     for name, case in found.items():
         for channel in modalities:
             if name.lower().endswith(f"_{channel.lower()}"):
-                result.setdefault(name[: -len(channel) - 1], {})[channel] = case
+                members = result.setdefault(name[: -len(channel) - 1], {})
+                other = members.setdefault(channel, case)
+                if other is not case:
+                    raise DataError(f"{other.path} and {case.path} are both {channel} of one case: remove one of them.")
     if not result:
         raise DataError(
             f"no scan ends in {' or '.join(f'_{name}' for name in modalities)} ({next(iter(found))}, ...): name channels as "

@@ -6,9 +6,9 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pcrl_cli.core.errors import DataError, blame_reading
 if TYPE_CHECKING:
     import pandas as pd
 
+K = TypeVar("K")
 PATH = "path"
 """The column that names a file by its path below the data folder."""
 
@@ -61,13 +62,25 @@ def below(root: Path, path: Path) -> str:
     return same_name(path.relative_to(root).as_posix())
 
 
-def as_below(root: Path, text: str) -> str:
-    """What a table calls a file, as `below` does: a `./` or the root's own path before it do not count."""
-    path = Path(same_name(text))
-    if path.is_absolute():
-        bases = (Path(same_name(str(base))) for base in (root.absolute(), root.resolve()))
-        path = next((path.relative_to(base) for base in bases if path.is_relative_to(base)), path)
-    return path.as_posix()
+def as_below(root: Path, texts: Iterable[str]) -> list[str]:
+    """What a table calls its files, as `below` does: a `./` or the root's own path before one does not count."""
+    bases = [f"{same_name(base.as_posix()).rstrip('/')}/" for base in (root.absolute(), root.resolve())]
+    found = []
+    for text in texts:
+        name = PurePosixPath(same_name(text)).as_posix()
+        found.append(next((name[len(base) :] or "." for base in bases if f"{name}/".startswith(base)), name))
+    return found
+
+
+def require_one_name(known: Mapping[K, Path], key: K, path: Path) -> None:
+    """Raises:
+    DataError: another file has this name, as names are compared.
+    """
+    other = known.get(key, path)
+    if other != path:
+        raise DataError(
+            f"{other} and {path} differ only in how accents or slashes are stored in their names: rename one of them."
+        )
 
 
 def read_table(path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> "pd.DataFrame":
@@ -183,8 +196,9 @@ def patients_by(path: Path, keys: Sequence[str], known: set[str], root: Path | N
     key = next((key for key in keys if key in header), keys[0])
     table = read_table(path, (key, "patient"))
     patients: dict[str, str] = {}
-    for text, patient in zip(table[key], table["patient"], strict=True):
-        name = as_below(root, str(text)) if root is not None and key == PATH else str(text)
+    texts = [str(text) for text in table[key]]
+    names = as_below(root, texts) if root is not None and key == PATH else texts
+    for name, patient in zip(names, table["patient"], strict=True):
         if patients.setdefault(name, str(patient)) != patient:
             raise DataError(f"{path} gives {name} two patients: correct it.")
     if not known & patients.keys():

@@ -223,8 +223,25 @@ def test_two_files_of_one_name_but_for_its_accents_are_refused(tmp_path):
         scan(tmp_path / f"s/{name}.nii.gz")
         save(tmp_path / f"p/{name}.png")
     for module, root in ((folder, tmp_path / "s"), (image_folder, tmp_path / "p")):
-        with pytest.raises(DataError, match="differ only in how accents are stored"):
+        with pytest.raises(DataError, match="differ only in how accents or slashes are stored"):
             module.cases(root)
+
+
+@pytest.mark.parametrize(("stored", "written"), [(APART, COMPOSED), ("a\\b", "a/b"), ("a\\b", "a\\b")])
+def test_the_table_decides_side_by_side_however_names_are_stored(tmp_path, scans, stored, written):
+    save(scans / f"{stored}.png")
+    listed = table(tmp_path / "t.csv", f"path,x\n{written}.png,1\n")
+    assert folder.module_for(scans, listed) == folder.IMAGES
+    (shard,) = image_folder.cases(scans, listed)
+    assert [ref.path for ref in shard.images] == [scans / f"{stored}.png"]
+
+
+def test_where_the_root_lies_is_looked_up_once_a_table(tmp_path, pictures, monkeypatch):
+    listed = table(tmp_path / "t.csv", "path,x\n" + "".join(f"{pictures}/{i}.png,1\n" for i in range(50)))
+    asked, was = [], Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda self, *a, **k: (asked.append(self), was(self, *a, **k))[1])
+    assert set(read_labels(listed, pictures).rows) == {f"{i}.png" for i in range(50)}
+    assert len(asked) == 1
 
 
 def test_a_path_may_be_absolute_if_it_is_below_the_folder(tmp_path, scans, pictures, monkeypatch):
@@ -238,6 +255,8 @@ def test_a_path_may_be_absolute_if_it_is_below_the_folder(tmp_path, scans, pictu
         assert labels_of(cases) == {"ann-1": ("A", (0,), None), "bob": ("B", (1,), None)}
         assert folder.absent_rows(root, cases, labels=of_scans) == {"s.csv": 1}
     assert image_folder.cases(pictures, of_pictures)[0].images[0].id == "a.png"
+    of_root = table(tmp_path / "r.csv", f"path,x\n{scans}/dicom,1\n")
+    assert labels_of(folder.cases(scans / "dicom", labels=of_root)) == {"dicom": ("dicom", (1,), None)}
 
 
 @pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs")])

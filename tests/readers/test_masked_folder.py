@@ -123,6 +123,14 @@ def test_regions_in_sub_folders_may_overlap_and_none_may_be_missing(tmp_path):
         masked_folder.read(two, {"lesion": (1, 3), "liver": (2, 3)})
 
 
+def test_two_files_of_one_channel_are_refused(tmp_path):
+    for name in ("a_t1", "a_T1", "a_t2"):
+        scan(tmp_path / f"s/{name}.nii.gz")
+    mask(tmp_path / "m/a.nii.gz")
+    with pytest.raises(DataError, match=r"a_T1.nii.gz and .*a_t1.nii.gz are both t1 of one case"):
+        masked_folder.cases(tmp_path / "s", tmp_path / "m", modalities=("t1", "t2"))
+
+
 def test_channels_are_files_of_one_case(tmp_path):
     for name in ("a_t1", "a_t2", "b_t2", "b_t1", "c_T1", "c_t3"):
         scan(tmp_path / f"s/{name}.nii.gz")
