@@ -6,6 +6,7 @@ A recipe is data (`recipes/*.yaml`), never a branch in the code: each of its row
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -115,6 +116,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
+        json.dumps(values, default=str, skipkeys=True)  # refuses what holds itself
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (OSError, *NO_YAML) as error:

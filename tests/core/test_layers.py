@@ -158,7 +158,7 @@ def test_a_value_in_the_place_of_a_group_is_a_configuration_error(pairs):
         build(Toy, [set_layer(pairs)])
 
 
-@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2", "just text", "a: 2024-13-45", "1: 2"])
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2", "just text", "a: 2024-13-45", "1: 2", "a: &a {b: *a}"])
 def test_a_config_file_that_holds_no_settings_is_refused_in_one_sentence(tmp_path, content):
     file = tmp_path / "c.yaml"
     file.write_text(content)
