@@ -101,7 +101,7 @@ class Bars(Listener):
 
 
 def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+    return value if isinstance(value, str) else f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def show(result: Any, *, as_json: bool, quiet: bool, rows: Mapping[str, Any], path: Path | None = None) -> None:

@@ -69,6 +69,8 @@ def command(
         found["labels"] = result.labels
     else:
         unit, found = "cases", dict(list(result.probabilities.items())[:SHOWN])
+        if len(result.probabilities) > SHOWN:
+            found["and"] = f"{len(result.probabilities) - SHOWN} others, see the table"
     rows = {
         "run": f"{result.run} (task {result.task})",
         unit: f"{len(result.made)} predicted, {len(result.skipped)} there already, {len(result.failed)} left out",

@@ -196,12 +196,15 @@ def _by(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
+_INSTEAD = "leave it out, set smaller pairs.global_sizes, or with --labels cut none (--pairs 0)"
+
+
 def _too_small(shape: Triple, sizes: Sequence[Triple], border: Triple) -> DataError:
     kept_free = f" with {_by(border)} kept free on each side" if any(border) else ""
     least = min(sizes, key=math.prod)
     return DataError(
         f"too small: the scan has {_by(shape)} voxels after resampling{kept_free}, "
-        f"and a crop of {_by(least)} must fit: leave it out",
+        f"and a crop of {_by(least)} must fit: {_INSTEAD}",
         slug="too_small",
     )
 
@@ -300,8 +303,7 @@ class CropPairs(_Plan):
             return
         raise DataError(
             f"no acceptable crops: {counts['kept']} of {self.pairs} pairs after {judged} tries "
-            f"({counts['refused_background']} refused for background, {counts['refused_iou']} for IoU): "
-            "leave the scan out",
+            f"({counts['refused_background']} refused for background, {counts['refused_iou']} for IoU): {_INSTEAD}",
             slug="no_crops",
             counts=counts,
         )

@@ -66,7 +66,9 @@ def check_file(path: Path) -> None:
         with blame_reading(path):
             declared = _parser(path)(path)
     except (KeyError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(f"{path} has no readable image header ({error!r}): copy it again or leave it out.") from None
+        raise DataError(
+            f"{path} has no readable image header ({_why(error)}): copy it again or leave it out."
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}): check that it exists and may be read.") from None
     _check_shape(path, declared)
@@ -75,6 +77,12 @@ def check_file(path: Path) -> None:
     _check_bytes(path, declared)
     if declared.floats:
         _check_finite(path, declared, np.dtype(declared.floats))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error) or type(error).__name__
 
 
 def data_file(path: Path) -> Path:

@@ -124,7 +124,9 @@ def read_columns(path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]]
                     lines.append(reader.line_num)
     except FileNotFoundError:
         raise DataError(f"The table {path} is not there: check its path.") from None
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not in UTF-8: save it as CSV in UTF-8.") from None
+    except (csv.Error, OSError) as error:
         raise DataError(f"{path} is not a readable CSV table ({error}): copy it again or correct it.") from None
     if rows and len(rows[0]) > len(header):
         header = [part.strip() for name in header for part in (name.split(",") if "[" in name else [name])]
@@ -173,7 +175,9 @@ def _load(path: Path, rows: int | None = None) -> "pd.DataFrame":
             )
     except FileNotFoundError:
         raise DataError(f"The table {path} is not there: check its path.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not in UTF-8: save it as CSV in UTF-8.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{path} is not a readable CSV table ({reason}): copy it again or correct it.") from None
 

@@ -34,7 +34,7 @@ def _table(table: Table) -> Iterator[str]:
     yield _row(["---"] * len(table.header))
     for i, row in enumerate(table.rows):
         cells = [_escaped(format_cell(cell, table.digits)) for cell in row]
-        yield _row([f"**{cell}**" for cell in cells] if i in table.highlight else cells)
+        yield _row([f"**{cells[0]}**", *cells[1:]] if i in table.highlight else cells)  # bold numbers are the best ones
     yield ""
 
 

@@ -236,6 +236,7 @@ def test_a_scan_of_air_ends_with_a_reason():
     with pytest.raises(DataError, match="no acceptable crops: 0 of 3 pairs after 40 tries") as caught:
         CropPairs(**SMALL, max_tries=40).draw(scan(np.full((30, 30, 20), -1000)), CASE, np.random.default_rng(0))
     assert caught.value.slug == "no_crops"
+    assert "smaller pairs.global_sizes, or with --labels cut none (--pairs 0)" in str(caught.value)
     assert (caught.value.counts["tried"], caught.value.counts["refused_background"]) == (40, 40)
 
 

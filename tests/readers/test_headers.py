@@ -52,7 +52,7 @@ def test_a_good_file_passes(tmp_path, scan, name, compressed):
         ({"DimSize": "600 40 1"}, "2 or more along each axis"),
         ({"DimSize": "20 30 20 2", "NDims": "4"}, "4D image"),
         ({"DimSize": "20 1200", "NDims": "2"}, "2D image"),
-        ({"DimSize": "20 30"}, "no readable image header"),
+        ({"DimSize": "20 30"}, r"no readable image header \([^()]*\): copy"),
         ({"DimSize": "20 30 forty"}, "no readable image header"),
         ({"DimSize": ""}, "no readable image header"),
         ({"ElementType": "MET_STRING"}, "no readable image header"),

@@ -265,3 +265,12 @@ def test_a_table_of_other_separators_is_told_to_be_saved_with_commas(tmp_path, s
     for options in ({"labels": listed}, {"patients": listed}):
         with pytest.raises(DataError, match=f"has {name} between its columns: save it as a CSV with commas"):
             folder.cases(scans, **options)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_of_another_encoding_is_told_to_be_saved_in_utf_8(tmp_path, scans, encoding):
+    listed = tmp_path / "t.csv"
+    listed.write_bytes("path,patient,x\nbob.nii.gz,Zo\u00eb,1\n".encode(encoding))
+    for options in ({"labels": listed}, {"patients": listed}):
+        with pytest.raises(DataError, match="is not in UTF-8: save it as CSV in UTF-8"):
+            folder.cases(scans, **options)

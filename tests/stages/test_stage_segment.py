@@ -453,7 +453,10 @@ def test_what_is_counted_while_predicting_and_scoring_is_pictures_or_scans(chain
 def test_two_cases_in_one_folder_of_channels_are_refused(tmp_path_factory, tmp_path):
     mr = build(tmp_path_factory.getbasetemp() / "segment-mr", "mr")
     done = predict(mr.tuned.run, [mr.raw / "scans"], tmp_path / "out")
-    assert "are both t1: one folder holds one case" in done.failed[str(mr.raw / "scans")]
+    assert (
+        "are both t1: one folder holds one case; put each into a folder of its own"
+        in done.failed[str(mr.raw / "scans")]
+    )
     named = {"t1": mr.raw / "scans/c0_t1.nii.gz", "t2": mr.raw / "scans/c0_t2.nii.gz"}
     again = predict(mr.tuned.run, [], tmp_path / "out", modalities=named)
     assert again.files["c0"].read_bytes() == mr.predicted.files["c0"].read_bytes()
