@@ -499,8 +499,8 @@ def _channels_in(folder: Path, channels: tuple[str, ...]) -> dict[str, Path]:
             if suffix(path) in SUFFIXES and stem.endswith(f"_{channel.lower()}"):
                 if channel in found:
                     raise DataError(
-                        f"{found[channel]} and {path} are both {channel}: one folder holds one case; put each into a folder of its "
-                        "own, or name the files of one with --modality NAME=FILE"
+                        f"{found[channel]} and {path} are both {channel}: one folder holds one case; put each into a folder of "
+                        "its own, or name the files of one with --modality NAME=FILE"
                     )
                 found[channel] = path
     return found
