@@ -70,7 +70,7 @@ def pictures(quick: bool) -> Iterator[Row]:
 
 
 def input_path(quick: bool) -> Iterator[Row]:
-    found = inputs.measure(repeats=2 if quick else 5)
+    found = inputs.measure(repeats=2 if quick else 9)
     yield "read and augment, samples/s, ours / released way", f"{found.pop('ratio'):.2f}x", "5x", ""
     for name, rate in found.items():
         yield f"{name}, samples/s", f"{rate:.0f}", "", ""

@@ -163,5 +163,5 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(measure())
+    print(measure(repeats=9))
     print(waits())
