@@ -14,6 +14,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -23,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.stability import TERMS, Arm, loader_of, run_arm
-from benchmarks.step import at_scale
-from pcrl_cli.core.learner import Learner, Progress, Views
+from benchmarks.step import at_scale, backward
+from pcrl_cli.core.learner import Learner, Views
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.data.cache import Cache, open_cache
 from pcrl_cli.engine.layout import arrange
@@ -74,15 +75,11 @@ def rounding() -> Iterator[None]:
 
 def gradient(learner: Learner, views: Views, how: How) -> tuple[float, Tensor]:
     """The loss and the gradient of all weights, flat; 0 where a scale does not reach."""
-    learner.zero_grad()
     with rounding() if how == "rounded" else nullcontext():
-        with torch.autocast("cpu", torch.bfloat16, enabled=how == "bf16"):
-            terms = learner.losses(views, Progress(0, 1))
-        loss = torch.stack([t.float() for t in terms.values()]).sum()
-        loss.backward()
+        loss = backward(learner, views, bf16=how == "bf16")
     parameters = list(learner.parameters())
     fill_gradients(parameters)
-    return float(loss.detach()), torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    return float(loss), torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
 def cosines(arm: Arm, cache: Cache, after: list[int]) -> Iterator[dict[str, Any]]:
@@ -122,7 +119,7 @@ def trainings(arm: Arm, cache: Cache) -> Iterator[dict[str, Any]]:
     """A row a training: the means of its last quarter, and the effective rank of the encoder's features at its end."""
     for precision, seed in (("fp32", 0), ("bf16", 0), ("fp32", 1), ("bf16", 1)):
         with tempfile.TemporaryDirectory() as folder:
-            rows = run_arm(arm.but(precision=precision, seed=seed), cache, Path(folder) / "run")
+            rows = run_arm(replace(arm, precision=precision, seed=seed), cache, Path(folder) / "run")
         last = rows[-max(1, len(rows) // 4) :]
         ranks = [row["rank/encoder"] for row in rows if row.get("rank/encoder") is not None]
         yield {
@@ -145,11 +142,9 @@ def main() -> None:
     cache = open_cache(options.cache)
     arm = Arm("precision", options.steps, width=options.width, batch=options.batch, poolings=options.poolings)
     for rows in (cosines(arm, cache, options.after), trainings(arm, cache)):
-        head = True
-        for row in rows:
-            if head:
+        for i, row in enumerate(rows):
+            if i == 0:
                 print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
-            head = False
             print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
         print()
 

@@ -11,7 +11,7 @@ import json
 import platform
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,6 @@ class Arm:
     lr: float = 1e-3
     precision: str = "auto"
     poolings: int = 5
-
-    def but(self, **changes: Any) -> "Arm":
-        return replace(self, **changes)
 
     def settings(self) -> PretrainSettings[Any]:
         learner = {"width": self.width, "poolings": self.poolings, "restore_activation": self.activation}

@@ -5,7 +5,7 @@ from statistics import median
 
 import torch
 
-from pcrl_cli.core.learner import Progress, Stored, Views
+from pcrl_cli.core.learner import Learner, Progress, Stored, Views
 from pcrl_cli.core.rng import Rng
 from pcrl_cli.engine.layout import arrange
 from pcrl_cli.methods.pcrlv2 import Config, PCRLv2, Scales
@@ -74,11 +74,18 @@ def at_scale(views: Views, scale: int) -> Views:
     return {**views, "scales": Scales(scale, scale, ((scale,) * 6,) * 2)}
 
 
-def _cpu(learner: PCRLv2, views: Views, bf16: bool = False) -> float:
-    """CPU seconds of forward and backward."""
-    start = time.process_time()
+def backward(learner: Learner, views: Views, bf16: bool = False) -> torch.Tensor:
+    """The loss, after its gradients were computed on the CPU."""
     learner.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         terms = learner.losses(views, Progress(0, 1))
-    torch.stack([t.float() for t in terms.values()]).sum().backward()
+    loss = torch.stack([t.float() for t in terms.values()]).sum()
+    loss.backward()
+    return loss.detach()
+
+
+def _cpu(learner: PCRLv2, views: Views, bf16: bool = False) -> float:
+    """CPU seconds of forward and backward."""
+    start = time.process_time()
+    backward(learner, views, bf16)
     return time.process_time() - start

@@ -228,13 +228,6 @@ def images_in(record: Record) -> int:
     return len(record["items"]["id"]) + len(record.get("bad", {})) if "items" in record else 0
 
 
-def scans_of(record: Record) -> Iterable[tuple[str, str]]:
-    """(patient, scan id) of every scan in a shard."""
-    if "items" in record:
-        return zip(record["items"]["patient"], record["items"]["scan_id"], strict=True)
-    return ((record["patient"], found) for found in record.get("scan_ids", ()))
-
-
 def _shapes(arrays: Mapping[str, np.ndarray]) -> Record:
     return {name: {"shape": list(array.shape), "dtype": array.dtype.str} for name, array in sorted(arrays.items())}
 

@@ -1,5 +1,6 @@
 """The only place, besides the encoders, that knows how many axes an image has."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,10 +16,7 @@ class Conv2d(nn.Conv2d):
     """`nn.Conv2d`, whose small maps are convolved in float32 under bfloat16 autocast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_small_in_bf16(x, self.kernel_size[0]):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
-        return super().forward(x)
+        return in_float32_if_small(super().forward, x, self.kernel_size[0])
 
 
 class Conv3d(nn.Conv3d):
@@ -34,10 +32,15 @@ class Conv3d(nn.Conv3d):
             return super().forward(x)
         if self.weight.is_contiguous() and not self.weight.is_contiguous(memory_format=torch.channels_last_3d):
             x = x.contiguous()
-        if is_small_in_bf16(x, self.kernel_size[0]):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
-        return super().forward(x)
+        return in_float32_if_small(super().forward, x, self.kernel_size[0])
+
+
+def in_float32_if_small(convolve: Callable[[Tensor], Tensor], x: Tensor, taps: int = 3) -> Tensor:
+    """`convolve(x)`, without autocast where that would be wrong: see `is_small_in_bf16`."""
+    if not is_small_in_bf16(x, taps):
+        return convolve(x)
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.float())
 
 
 def is_small_in_bf16(x: Tensor, taps: int = 3) -> bool:
@@ -82,10 +85,7 @@ class Axes:
     def up_conv(self, x: Tensor, conv: nn.Module) -> Tensor:
         """`conv(interpolate(x, scale 2, nearest))` of a convolution k3 p1, in one transposed convolution k4 s2 p1."""
         up = F.conv_transpose3d if self.n == 3 else F.conv_transpose2d
-        if is_small_in_bf16(x):
-            with torch.autocast("cpu", enabled=False):
-                return up(x.float(), compose(conv.weight), conv.bias, 2, 1)  # type: ignore[arg-type]
-        return up(x, compose(conv.weight), conv.bias, 2, 1)  # type: ignore[arg-type]
+        return in_float32_if_small(lambda x: up(x, compose(conv.weight), conv.bias, 2, 1), x)  # type: ignore[arg-type]
 
     def up_linear(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         """(Bi-, tri-)linear up-sampling at half-pixel centres (`align_corners=False`)."""

@@ -19,10 +19,10 @@ from pcrl_cli.readers.shards import empty_classes
 from pcrl_cli.readers.tables import (
     PATH,
     below,
+    note_name,
     of_one_patient,
     patients_by,
     require_folder,
-    require_one_name,
     safe_ids,
     same_name,
     walk,
@@ -197,8 +197,7 @@ def _require_different(found: Iterable[_Found]) -> None:
     """
     known: dict[tuple[str, str], Path] = {}
     for scan in found:
-        require_one_name(known, (scan.name, scan.where), scan.path)
-        known[scan.name, scan.where] = scan.path
+        note_name(known, (scan.name, scan.where), scan.path)
 
 
 def classes(labels: Path | None) -> tuple[str, ...]:

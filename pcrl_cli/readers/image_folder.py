@@ -12,7 +12,7 @@ from pcrl_cli.core.plan import Pictures
 from pcrl_cli.readers import shards
 from pcrl_cli.readers.image_io import PLAIN, Aspect, dicom_facts
 from pcrl_cli.readers.label_table import Row, classes_of, read_labels, require_one_part
-from pcrl_cli.readers.tables import PATH, below, of_one_patient, patients_by, require_folder, require_one_name, walk
+from pcrl_cli.readers.tables import PATH, below, note_name, of_one_patient, patients_by, require_folder, walk
 from pcrl_cli.readers.volume_io import is_dicom
 
 NAME = "folder"
@@ -107,9 +107,7 @@ def _pictures(root: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in walk(root):
         if shards.is_picture(path.name) or ("." not in path.name and is_dicom(path)):
-            name = below(root, path)
-            require_one_name(found, name, path)
-            found[name] = path
+            note_name(found, below(root, path), path)
     return found
 
 

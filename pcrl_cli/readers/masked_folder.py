@@ -30,6 +30,7 @@ from pcrl_cli.readers.masks import (
     pair,
     require_masks,
     said_of,
+    without_endings,
 )
 from pcrl_cli.readers.tables import below, of_one_patient, patients_by, require_folder, same_name
 from pcrl_cli.readers.volume_io import SUFFIXES, read_volume, volume_files
@@ -82,15 +83,9 @@ def scans(root: Path, masks: Path) -> dict[str, Case]:
         DataError: two differ in their endings only.
     """
     apart = not is_below(root, masks)
-    found: dict[str, Case] = {}
-    for case in folder.cases(root):
-        if not (apart and is_below(case.path, masks)):
-            other = found.setdefault(_name(case, root), case)
-            if other is not case:
-                raise DataError(
-                    f"{other.path} and {case.path} differ in their endings only: rename or remove one of them."
-                )
-    return found
+    return without_endings(
+        (_name(case, root), case) for case in folder.cases(root) if not (apart and is_below(case.path, masks))
+    )
 
 
 def _patients(root: Path, cases: Mapping[str, Sequence[Case]], table: Path | None) -> dict[str, str]:

@@ -25,6 +25,7 @@ from pcrl_cli.readers.masks import (
     pair,
     require_masks,
     said_of,
+    without_endings,
 )
 from pcrl_cli.readers.tables import of_one_patient, require_folder
 
@@ -67,17 +68,12 @@ def pictures(root: Path, masks: Path, patients: Path | None = None) -> dict[str,
         DataError: two differ in their endings only.
     """
     apart = not is_below(root, masks)
-    found: dict[str, ImageRef] = {}
-    for ref in (ref for case in image_folder.cases(root, patients=patients) for ref in case.images):
-        if (apart and is_below(ref.path, masks)) or (not apart and folder.is_mask(ref.path)):
-            continue
-        name = ref.id[: -len(suffix(ref.path)) or None]
-        if name in found:
-            raise DataError(
-                f"{found[name].path} and {ref.path} differ in their endings only: rename or remove one of them."
-            )
-        found[name] = ref
-    return found
+    refs = (ref for case in image_folder.cases(root, patients=patients) for ref in case.images)
+    return without_endings(
+        (ref.id[: -len(suffix(ref.path)) or None], ref)
+        for ref in refs
+        if not (is_below(ref.path, masks) if apart else folder.is_mask(ref.path))
+    )
 
 
 def read(case: Case, regions: Regions) -> tuple[Picture, UInt8[np.ndarray, "rows columns"]]:

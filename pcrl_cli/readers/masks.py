@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Num, UInt8
 
-from pcrl_cli.core.case import Case
+from pcrl_cli.core.case import Case, ImageRef
 from pcrl_cli.core.config import NO_YAML
 from pcrl_cli.core.errors import ConfigError, DataError
 from pcrl_cli.readers.folder import is_mask
@@ -33,6 +33,7 @@ IGNORED = "ignored"
 MAX_LABEL = 254  # 255 stands for "beyond the scan"
 MAX_FOLDERS, MAX_REGIONS, MAX_FOUND = 7, 60, 60
 
+Item = TypeVar("Item", Case, ImageRef)
 Regions = dict[str, tuple[int, ...]]
 """The labels, as they are in the files, that make up each region."""
 
@@ -203,6 +204,20 @@ def ids(names: Sequence[str]) -> list[str]:
 def is_below(path: Path, folder: Path) -> bool:
     """Whether a path is a folder or lies below it, wherever links lead."""
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def without_endings(named: Iterable[tuple[str, Item]]) -> dict[str, Item]:
+    """Scans or pictures by their names without endings.
+
+    Raises:
+        DataError: two differ in their endings only.
+    """
+    found: dict[str, Item] = {}
+    for name, item in named:
+        other = found.setdefault(name, item)
+        if other is not item:
+            raise DataError(f"{other.path} and {item.path} differ in their endings only: rename or remove one of them.")
+    return found
 
 
 def is_mask_for(path: Path, root: Path, masks: Path) -> bool:

@@ -6,7 +6,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,11 +73,13 @@ def as_below(root: Path, texts: Iterable[str]) -> list[str]:
     return found
 
 
-def require_one_name(known: Mapping[K, Path], key: K, path: Path) -> None:
-    """Raises:
-    DataError: another file has this name, as names are compared.
+def note_name(known: dict[K, Path], key: K, path: Path) -> None:
+    """Notes a file under its name.
+
+    Raises:
+        DataError: another file has this name, as names are compared.
     """
-    other = known.get(key, path)
+    other = known.setdefault(key, path)
     if other != path:
         raise DataError(
             f"{other} and {path} differ only in how accents or slashes are stored in their names: rename one of them."
@@ -113,21 +116,14 @@ def read_columns(path: Path, names: Sequence[str]) -> tuple[dict[str, list[str]]
     Raises:
         DataError: no such file, no CSV, a column that is missing, a row that ends before its last named column.
     """
-    try:
-        with blame_reading(path), path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows, lines = [], []
-            for row in reader:
-                if row:
-                    rows.append(row)
-                    lines.append(reader.line_num)
-    except FileNotFoundError:
-        raise DataError(f"The table {path} is not there: check its path.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not in UTF-8: save it as CSV in UTF-8.") from None
-    except (csv.Error, OSError) as error:
-        raise DataError(f"{path} is not a readable CSV table ({error}): copy it again or correct it.") from None
+    with _reading(path, csv.Error), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        rows, lines = [], []
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(reader.line_num)
     if rows and len(rows[0]) > len(header):
         header = [part.strip() for name in header for part in (name.split(",") if "[" in name else [name])]
     _require_columns(path, header, names)
@@ -168,16 +164,24 @@ def _load(path: Path, rows: int | None = None) -> "pd.DataFrame":
     """A CSV as text; its first `rows` only, if given."""
     import pandas as pd
 
+    with _reading(path, pd.errors.ParserError, pd.errors.EmptyDataError):
+        return pd.read_csv(
+            path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False, nrows=rows
+        )
+
+
+@contextmanager
+def _reading(path: Path, *malformed: type[Exception]) -> Iterator[None]:
+    """Within it a CSV is read. malformed: what its reader raises for what is none."""
+    unreadable: tuple[type[Exception], ...] = (*malformed, OSError)
     try:
         with blame_reading(path):
-            return pd.read_csv(
-                path, dtype=str, skipinitialspace=True, encoding="utf-8-sig", keep_default_na=False, nrows=rows
-            )
+            yield
     except FileNotFoundError:
         raise DataError(f"The table {path} is not there: check its path.") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not in UTF-8: save it as CSV in UTF-8.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
+    except unreadable as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{path} is not a readable CSV table ({reason}): copy it again or correct it.") from None
 

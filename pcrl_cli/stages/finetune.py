@@ -163,7 +163,7 @@ def _finetune(
     opened = training.open_by_all(world, path, workspace.verified, dry_run)
     training.require_group(opened, module.GROUP, f"task {settings.task}")
     training.note_partial(opened, listener)
-    doubts = training.note_copies(opened, listener)
+    copies = training.note_copies(opened, listener)
     loaded = _start(settings)
     architecture_of(settings, loaded, training.dim_of(module, opened))
     start = loaded.contract.model_dump_json() if loaded else "scratch"
@@ -188,7 +188,7 @@ def _finetune(
         if done is not None:
             return done
     open_run = partial(training.open_run, out, "finetune", settings, fingerprint, overwrite)
-    return _train(settings, opened, loaded, overlap, doubts, open_run, out, device, cache_on, world, listener)
+    return _train(settings, opened, loaded, overlap, copies, open_run, out, device, cache_on, world, listener)
 
 
 def _start(settings: FinetuneSettings) -> Weights | None:
@@ -203,7 +203,7 @@ def _train(
     cache: Cache,
     weights: Weights | None,
     overlap: dict[str, int],
-    doubts: list[str],
+    copies: list[str],
     open_run: training.OpenRun,
     out: Path,
     device: torch.device,
@@ -224,7 +224,7 @@ def _train(
         training.note_transfer(report, listener)
     labelled = [p for p in cache.split.first(settings.ratio) if p in set(cache.patients("train"))]
     counts = workflow.counts(work, labelled)
-    for line in (untaught := workflow.doubts(work, labelled)):
+    for line in (doubts := workflow.doubts(work, labelled)):
         listener.warn(line)
     source = workflow.source(work, labelled, cache_on, world)
     training.try_views(task, source)
@@ -282,7 +282,7 @@ def _train(
         metric=module.METRIC,
         best_validation=outcome.best["value"] if outcome.best else None,
         overlap=overlap,
-        notes=_notes(overlap) + doubts + untaught,
+        notes=_notes(overlap) + copies + doubts,
         transfer=asdict(report) if report else None,
         weights=run.weights_path(),
         report=run.folder / "report.html",

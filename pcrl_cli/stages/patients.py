@@ -7,8 +7,8 @@ through another reader or another table of patients.
 from collections.abc import Iterable, Sequence, Set
 
 from pcrl_cli.core.contract import Patients
-from pcrl_cli.data.cache import Cache, scans_of
-from pcrl_cli.data.copies import held_in, of_one_value
+from pcrl_cli.data.cache import Cache
+from pcrl_cli.data.copies import Held, held_in, of_one_value
 
 UNKNOWN = (
     "whom the weights saw is unknown (they were imported): that they saw validation or test patients can't be ruled out"
@@ -32,7 +32,7 @@ def seen(known: Patients, cache: Cache, patients: Iterable[str], selected_too: b
 
 def _by_scan(known: Patients, cache: Cache, patients: Set[str], selected_too: bool) -> set[str]:
     """Those that are known by a scan of more than one value: empty ones are equal by nature, whosever they are."""
-    owned = [pair for record in cache.manifest["cases"] for pair in held_in(record) if pair[1].patient in patients]
+    owned = _owned(cache, patients)
     common = set(known.among({scan: [_scan(scan)] for scan, _ in owned}, selected_too))
     found = [held for scan, held in owned if scan in common]
     blank = of_one_value(cache, found)
@@ -46,9 +46,12 @@ def _names(cache: Cache, patients: Sequence[str]) -> list[str]:
 
 
 def _scans(cache: Cache, patients: Sequence[str]) -> list[str]:
-    wanted = set(patients)
-    found = (pair for record in cache.manifest["cases"] for pair in scans_of(record))
-    return [_scan(scan) for patient, scan in found if patient in wanted]
+    return [_scan(scan) for scan, _ in _owned(cache, set(patients))]
+
+
+def _owned(cache: Cache, patients: Set[str]) -> list[tuple[str, Held]]:
+    """The scans of these patients, each with its id."""
+    return [pair for record in cache.manifest["cases"] for pair in held_in(record) if pair[1].patient in patients]
 
 
 def _name(reader: str, patient: str) -> str:

@@ -39,15 +39,13 @@ from pcrl_cli.stages.finetune import FinetuneSettings, recorded_task
 from pcrl_cli.stages.results import Result
 from pcrl_cli.stages.training import regions_in
 from pcrl_cli.stages.weights import unfinished
-from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, inference_config, native_regions
+from pcrl_cli.stages.workflows.volumes import OF_INFERENCE, UNIT, inference_config, native_regions
 from pcrl_cli.tasks import TASKS
 
 SCHEMA = "pcrl.predictions/1"
 RECORD, TABLE = "predictions.json", "predictions.csv"
 PREDICTORS = {"images": "pcrl_cli.stages.predict_labels"}
 """Cached group -> module that predicts something else than masks, imported on use."""
-UNIT = {2: "pictures", 3: "scans"}
-"""What a network of so many axes reads, for messages."""
 READS = {2: "pictures (PNG, JPEG or DICOM files)", 3: "scans (NIfTI, MHD or NRRD files, or folders of a DICOM series)"}
 Found = TypeVar("Found")
 

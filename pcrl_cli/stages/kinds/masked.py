@@ -18,7 +18,7 @@ from pcrl_cli.pure.volumes import WholeVolumes
 from pcrl_cli.readers import masks
 from pcrl_cli.stages.kinds import Noted, PrepSettings
 from pcrl_cli.stages.kinds.volumes import PEAK_BYTES as PEAK_BYTES
-from pcrl_cli.stages.kinds.volumes import bytes_of, described, refuse_others
+from pcrl_cli.stages.kinds.volumes import described, foretold, refuse_others
 
 UNIT = "scans"
 
@@ -129,8 +129,7 @@ def parts(settings: MaskedSettings, reader: ModuleType, data: Path) -> Mapping[s
 def nbytes(settings: MaskedSettings, plans: Sequence[CropPlan], cases: Sequence[Case]) -> float:
     """By the headers; a DICOM series, which has none for all of it, is not counted."""
     images = [[c.files[name] for name in settings.modalities] if settings.modalities else [c.path] for c in cases]
-    found = [(bytes_of(settings.prepare, paths), len(paths)) for paths in images]
-    return float(sum(n + settings.volumes.bytes_beside(n / 2 / channels) for n, channels in found))
+    return foretold(settings.prepare, settings.volumes, images)
 
 
 def read_masked(module: str, how: Preparation, regions: masks.Regions, case: Case) -> Labelled:

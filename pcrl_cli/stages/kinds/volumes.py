@@ -123,8 +123,13 @@ def nbytes(settings: VolumeSettings, plans: Sequence[CropPlan], cases: Sequence[
     """By the headers: two bytes a voxel and channel on the working grid; masks shrink to almost nothing."""
     ct = settings.prepare.modality == "ct"
     images = [[c.path] if ct else [path for name, path in c.files.items() if name != "mask"] for c in cases]
-    found = [(bytes_of(settings.prepare, paths), len(paths)) for paths in images]
-    return float(sum(n + settings.volumes.bytes_beside(n / 2 / channels) for n, channels in found))
+    return foretold(settings.prepare, settings.volumes, images)
+
+
+def foretold(how: Preparation, volumes: WholeVolumes, images: Sequence[Sequence[Path]]) -> float:
+    """Bytes of a cache, about. images: those of each case."""
+    found = [(bytes_of(how, paths), len(paths)) for paths in images]
+    return float(sum(n + volumes.bytes_beside(n / 2 / channels) for n, channels in found))
 
 
 def bytes_of(how: Preparation, images: Sequence[Path]) -> float:

@@ -37,6 +37,8 @@ from pcrl_cli.stages.workflows import Estimate, Scores, SplitName, Work, more_la
 from pcrl_cli.tasks.base import Segmentation, SegmentationConfig
 
 OPTIONS = ("set",)
+UNIT = {2: "pictures", 3: "scans"}
+"""What cases of so many axes are called."""
 OF_INFERENCE = ("window", "windows", "overlap", "tta", "threshold", "largest_component")
 """Settings of a task that change how it predicts, not what it learned."""
 GROUP = "volumes"
@@ -89,7 +91,7 @@ def counts(work: Work, patients: Sequence[str]) -> dict[str, int]:
     empty = [case for case in cases if not _has_foreground(work.cache, case)]
     if len(empty) == len(cases):
         raise DataError(
-            f"none of the {len(cases)} labelled training {_many(_dim(work))} of {work.cache.path} has foreground, so there is "
+            f"none of the {len(cases)} labelled training {UNIT[_dim(work)]} of {work.cache.path} has foreground, so there is "
             f"nothing to learn; {more_labels(work)}"
         )
     work.settings.learner.window_of(_dim(work))  # a wrong one is told before training
@@ -110,7 +112,7 @@ def doubts(work: Work, patients: Sequence[str]) -> list[str]:
     if not nowhere:
         return []
     return [
-        f"no mask of the {len(cases)} labelled training {_many(_dim(work))} holds {' or '.join(nowhere)}, which "
+        f"no mask of the {len(cases)} labelled training {UNIT[_dim(work)]} holds {' or '.join(nowhere)}, which "
         f"cannot be learned from them; {more_labels(work)}, or leave the numbers of that aside"
     ]
 
@@ -275,7 +277,7 @@ def score(work: Work, task: Task, split: SplitName, options: Mapping[str, Any]) 
 def _all_cases(work: Work, task: Segmentation, cases: Sequence[str]) -> Iterator[CaseScores]:
     """Case by case; those that an interrupted scoring of the same weights on the same scans had finished are not done again."""
     known = _Notebook(work, task)
-    work.listener.begin("scoring whole volumes", len(cases), _many(_dim(work)))
+    work.listener.begin("scoring whole volumes", len(cases), UNIT[_dim(work)])
     for done, case in enumerate(cases, start=1):
         found = known.get(case)
         if found is None:
@@ -414,15 +416,10 @@ def _metrics(work: Work, scored: Sequence[CaseScores], names: Sequence[str]) -> 
     return metrics
 
 
-def _many(dim: int) -> str:
-    """What cases are called."""
-    return "pictures" if dim == 2 else "scans"
-
-
 def _counts(scored: Sequence[CaseScores], dim: int) -> dict[str, int]:
     empty = sum(all(a.true_ml == 0 for a in s.regions.values()) for s in scored)
     return {
-        _many(dim): len(scored),
+        UNIT[dim]: len(scored),
         "without foreground": empty,
         "smaller than a window, padded": sum(s.padded for s in scored),
     }
@@ -445,11 +442,11 @@ def _notes(scored: Sequence[CaseScores], names: Sequence[str], dim: int) -> list
         if any(empty.values()):
             said = ", ".join(f"{n} {what}" for what, n in empty.items() if n)
             notes.append(
-                f"{name} of {len(scored)} {_many(dim)}: {said}; such {_many(dim)} count as the policy for empty masks says"
+                f"{name} of {len(scored)} {UNIT[dim]}: {said}; such {UNIT[dim]} count as the policy for empty masks says"
             )
     padded = sum(s.padded for s in scored)
     if padded:
-        notes.append(f"{padded} of {len(scored)} {_many(dim)} are smaller than a window and were padded")
+        notes.append(f"{padded} of {len(scored)} {UNIT[dim]} are smaller than a window and were padded")
     return notes
 
 
