@@ -22,12 +22,13 @@ from pydantic import (
 )
 from torch import Tensor
 
-from pcrl_cli.augment.corrupt import Swap, draw_swap, swap
+from pcrl_cli.augment.corrupt import Swap, draw_swap, swap_
 from pcrl_cli.augment.intensity import (
     Blur,
     Gamma,
     Noise,
-    blur,
+    blur_by,
+    blur_matrices,
     draw_blur,
     draw_gamma,
     draw_noise,
@@ -35,7 +36,7 @@ from pcrl_cli.augment.intensity import (
     noise,
     z_normalise,
 )
-from pcrl_cli.augment.spatial import Affine, affine, draw_affine
+from pcrl_cli.augment.spatial import Affine, affine_map, draw_affine, resample
 from pcrl_cli.core.rng import Stream
 
 BLOCK_VOXELS = 2**17
@@ -136,13 +137,14 @@ def views(
     x01: Float[Tensor, "n c x y z"], drawn: Drawn
 ) -> tuple[Float[Tensor, "n c x y z"], Float[Tensor, "n c x y z"]]:
     """(target, input): a function of the views and of what was drawn, each view by itself."""
-    target, seen = torch.empty_like(x01), torch.empty_like(x01)
+    target = resample(x01, *affine_map(drawn.affine))
+    matrices = blur_matrices(drawn.blur, x01.shape[2:])
+    seen = torch.empty_like(target)
     for rows in _blocks(x01):
-        part = take(drawn, rows)
-        target[rows] = affine(x01[rows], part.affine)
-        seen[rows] = gamma(noise(blur(target[rows], part.blur), part.noise), part.gamma)
+        blurred = blur_by(target[rows], [along[rows] for along in matrices])
+        seen[rows] = gamma(noise(blurred, take(drawn.noise, rows)), take(drawn.gamma, rows))
     if drawn.swap is not None:
-        seen = swap(seen, drawn.swap)
+        swap_(seen, drawn.swap)
     for rows in _blocks(x01):
         seen[rows] = z_normalise(seen[rows])
     return target, seen

@@ -10,6 +10,9 @@ from torch import Tensor
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.rng import Stream
 
+INDEXED = 50
+"""On a CPU the voxels' indices of so many exchanges are made at a time: a core's cache does not hold all of them."""
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -50,11 +53,19 @@ def swap(batch: Float[Tensor, "b c x y z"], params: Swap) -> Float[Tensor, "b c 
 
     Where the blocks overlap the second write wins. (TorchIO reads after writing there: 5e-5 of its voxels differ.)
     """
-    source, target = _exchanges(params, batch.shape)
-    values = batch.flatten().clone()
-    for read, write in zip(source.unbind(0), target.unbind(0), strict=True):
-        values.scatter_(0, write, values.index_select(0, read))
-    return values.view_as(batch)
+    return swap_(batch.clone(memory_format=torch.contiguous_format), params)
+
+
+def swap_(batch: Float[Tensor, "b c x y z"], params: Swap) -> Float[Tensor, "b c x y z"]:
+    """In place, of a contiguous batch."""
+    values = batch.view(-1)
+    count = params.first.shape[1]
+    size = INDEXED if batch.device.type == "cpu" else max(1, count)
+    for some in (slice(start, start + size) for start in range(0, count, size)):
+        part = Swap(params.first[:, some], params.second[:, some], params.patch)
+        for read, write in zip(*(index.unbind(0) for index in _exchanges(part, batch.shape)), strict=True):
+            values.scatter_(0, write, values.index_select(0, read))
+    return batch
 
 
 def _exchanges(params: Swap, shape: torch.Size) -> tuple[Int64[Tensor, "k m"], Int64[Tensor, "k m"]]:
@@ -65,16 +76,21 @@ def _exchanges(params: Swap, shape: torch.Size) -> tuple[Int64[Tensor, "k m"], I
     """
     b, c, x, y, z = shape
     device = params.first.device
-    inner = torch.cartesian_prod(*(torch.arange(p, device=device) for p in params.patch))  # p 3
-    first, second, offset = (
-        i[..., 0] * (y * z) + i[..., 1] * z + i[..., 2] for i in (params.first, params.second, inner)
-    )
-    shared = torch.ones((), dtype=torch.bool, device=device)
-    for axis, size in enumerate(params.patch):
-        place = (params.second - params.first)[:, :, axis, None] + inner[:, axis]
-        shared = shared & (place >= 0) & (place < size)  # b k p
-    to_second = torch.where(shared, (2 * second - first)[:, :, None], first[:, :, None]) + offset
-    at_first, at_second = first[:, :, None] + offset, second[:, :, None] + offset
-    source, target = torch.cat([to_second, at_second], dim=2), torch.cat([at_second, at_first], dim=2)  # b k 2p
-    view = torch.arange(b * c, device=device).view(1, b, c, 1) * (x * y * z)
-    return tuple((index.transpose(0, 1)[:, :, None] + view).flatten(1) for index in (source, target))  # type: ignore[return-value]
+    view = torch.arange(b * c, device=device).view(b, c) * (x * y * z)
+    first, second = (_flat(corner.transpose(0, 1), y, z) for corner in (params.first, params.second))  # k b
+    inner = [torch.arange(p, device=device) for p in params.patch]
+    offset = _flat(torch.cartesian_prod(*inner), y, z)  # p
+    apart = (params.second - params.first).transpose(0, 1)
+    places = [(apart[:, :, axis, None] + within, len(within)) for axis, within in enumerate(inner)]
+    in_x, in_y, in_z = ((place >= 0) & (place < size) for place, size in places)
+    shared = in_x[..., :, None, None] & in_y[..., None, :, None] & in_z[..., None, None, :]  # k b, the patch's axes
+    moved = shared.flatten(2) * (2 * (second - first))[..., None]  # k b p
+    at_first, at_second = ((corner[..., None] + view)[..., None] + offset for corner in (first, second))  # k b c p
+    to_second = at_first + moved[:, :, None]
+    source, target = torch.cat([to_second, at_second], dim=3), torch.cat([at_second, at_first], dim=3)
+    return source.flatten(1), target.flatten(1)
+
+
+def _flat(voxel: Int64[Tensor, "*n 3"], y: int, z: int) -> Int64[Tensor, "*n"]:
+    """Index of a voxel in a flattened view."""
+    return voxel[..., 0] * (y * z) + voxel[..., 1] * z + voxel[..., 2]

@@ -4,21 +4,28 @@ Conventions are those of TorchIO 1.2.1: voxel i of an axis sits at coordinate i,
 counts as 1. A point whose source lies outside [-0.5, N - 0.5] of an axis is filled with the minimum that its channel
 had before; between the last voxel's centre and that border the edge value holds.
 
-Everything is computed in coordinates centred on the view, where a flip is a change of sign and rounding is smallest.
+The maps are between coordinates centred on the view, where a flip is a change of sign.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from pcrl_cli.core.rng import Stream
 
 GATHER_LIMIT = 2**24
-"""Voxels of a batch up to which float32 holds their index exactly."""
+"""Voxels of a view up to which float32 holds their index exactly."""
+
+FIRST = 1e-30
+"""The lowest position that is looked up: the voxel above it is the second one, and it has none of its weight."""
+
+PART_VOXELS = 2**16
+"""On a CPU about as many voxels are looked up at a time: their positions and corners stay in the core's cache."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,11 @@ def draw_affine(
 ) -> Affine:
     """Every axis by itself: scales are not isotropic; only `flip_axes` may be reversed."""
     chance = [flip_probability if axis in flip_axes else 0.0 for axis in range(3)]
+    flip, *others = stream.uniform(4, 3).unbind(1)
+    ranges = (scale, rotation_deg, translation_voxel)
     return Affine(
-        flip=torch.stack([u < p for u, p in zip(stream.uniform(3).unbind(1), chance, strict=True)], dim=1),
-        scale=stream.uniform(3, low=scale[0], high=scale[1]),
-        rotation_deg=stream.uniform(3, low=rotation_deg[0], high=rotation_deg[1]),
-        translation_voxel=stream.uniform(3, low=translation_voxel[0], high=translation_voxel[1]),
+        torch.stack([u < p for u, p in zip(flip.unbind(1), chance, strict=True)], dim=1),
+        *(u.mul(high - low).add_(low) for u, (low, high) in zip(others, ranges, strict=True)),
     )
 
 
@@ -92,68 +99,90 @@ def resample(
 
     On a CPU the own gather is used: PyTorch's volumetric `grid_sample` is not vectorised there. Both give the same.
     """
-    sources = _sources(matrix, shift, batch.shape[2:])
-    beyond = _beyond(sources, batch.shape[2:])[:, None]
+    shape = batch.shape[2:]
+    lines, planes = _sources(matrix, shift, shape)
     fill = batch.amin(dim=(2, 3, 4), keepdim=True)
-    by_gather = batch.device.type == "cpu" and batch[:, 0].numel() <= GATHER_LIMIT
-    values = (_by_gather if by_gather else _by_grid_sample)(batch, sources)
-    return torch.where(beyond, fill, values)
+    result = torch.empty_like(batch, memory_format=torch.contiguous_format)
+    by_gather = batch.device.type == "cpu" and batch[0, 0].numel() <= GATHER_LIMIT
+    for rows, slab in _parts(batch):
+        sources = [line[rows, slab] + plane[rows] for line, plane in zip(lines, planes, strict=True)]
+        nearest = [source.clamp(FIRST, n - 1) for source, n in zip(sources, shape, strict=True)]
+        inside = _inside([source.sub_(near) for source, near in zip(sources, nearest, strict=True)])
+        values = (_by_gather if by_gather else _by_grid_sample)(batch[rows], nearest)
+        torch.lerp(fill[rows], values, inside[:, None], out=result[rows, :, slab])  # one of the two, without a branch
+    return result
+
+
+def _parts(batch: Float[Tensor, "b c x y z"]) -> Iterator[tuple[slice, slice]]:
+    """Views and slabs along x of the output: everything at once on an accelerator, what a core's cache holds on a CPU."""
+    b, x, voxels = len(batch), batch.shape[2], max(1, batch[:1, 0].numel())
+    if batch.device.type != "cpu":
+        return iter([(slice(0, b), slice(0, x))])
+    views, slab = max(1, PART_VOXELS // voxels), max(1, x * PART_VOXELS // voxels)
+    return (
+        (slice(first, first + views), slice(start, start + slab))
+        for first in range(0, b, views)
+        for start in range(0, x, slab)
+    )
 
 
 def _sources(
     matrix: Float[Tensor, "b 3 3"], shift: Float[Tensor, "b 3"], shape: torch.Size
-) -> list[Float[Tensor, "b x y z"]]:
-    """The centred source coordinate of every output voxel, an axis each."""
+) -> tuple[list[Float[Tensor, "b x 1 1"]], list[Float[Tensor, "b 1 y z"]]]:
+    """Two terms an axis, whose sum is the source of every output voxel, counted from the first voxel's centre."""
     x, y, z = (torch.arange(n, device=matrix.device, dtype=matrix.dtype) - (n - 1) / 2 for n in shape)
-    sources = []
-    for row, offset in zip(matrix.unbind(1), shift.unbind(1), strict=True):
-        plane = (row[:, 1, None] * y + offset[:, None])[:, :, None] + (row[:, 2, None] * z)[:, None, :]
-        sources.append((row[:, 0, None] * x)[:, :, None, None] + plane[:, None])
-    return sources
+    lines, planes = [], []
+    for row, offset, n in zip(matrix.unbind(1), shift.unbind(1), shape, strict=True):
+        by_x, by_y, by_z = (factor[:, None] * axis for factor, axis in zip(row.unbind(1), (x, y, z), strict=True))
+        lines.append(by_x[:, :, None, None])
+        planes.append((by_y[:, :, None] + by_z[:, None, :] + (offset + (n - 1) / 2)[:, None, None])[:, None])
+    return lines, planes
 
 
-def _beyond(sources: list[Float[Tensor, "b x y z"]], shape: torch.Size) -> Bool[Tensor, "b x y z"]:
-    """Whose source is more than half a voxel outside the outermost voxel centres."""
-    a, b, c = ((source * (2 / n)).abs_() for source, n in zip(sources, shape, strict=True))
-    return torch.maximum(torch.maximum(a, b), c) > 1
+def _inside(beyond: list[Float[Tensor, "b slab y z"]]) -> Float[Tensor, "b slab y z"]:
+    """1 where the source is at most half a voxel beyond the nearest one of the view on every axis, else 0; in place."""
+    a, b, c = (distance.abs_() for distance in beyond)
+    return torch.maximum(torch.maximum(a, b, out=a), c, out=a).le_(0.5)
 
 
 def _by_grid_sample(
-    batch: Float[Tensor, "b c x y z"], sources: list[Float[Tensor, "b x y z"]]
-) -> Float[Tensor, "b c x y z"]:
-    scaled = [source * (2 / n) for source, n in zip(sources, batch.shape[2:], strict=True)]
-    grid = torch.stack(scaled[::-1], dim=-1)  # b x y z 3, fastest axis first
+    batch: Float[Tensor, "b c x y z"], positions: list[Float[Tensor, "b slab y z"]]
+) -> Float[Tensor, "b c slab y z"]:
+    scaled = [(at - (n - 1) / 2) * (2 / n) for at, n in zip(positions, batch.shape[2:], strict=True)]
+    grid = torch.stack(scaled[::-1], dim=-1)  # b slab y z 3, fastest axis first
     return F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _by_gather(
-    batch: Float[Tensor, "b c x y z"], sources: list[Float[Tensor, "b x y z"]]
-) -> Float[Tensor, "b c x y z"]:
-    """Eight flat look-ups a voxel, blended along z, y, x. All corners are inside: a NaN stays in its own view."""
+    batch: Float[Tensor, "b c x y z"], positions: list[Float[Tensor, "b slab y z"]]
+) -> Float[Tensor, "b c slab y z"]:
+    """Eight flat look-ups a voxel, blended along z, y, x; uses the positions up.
+
+    A position is between the voxel above it (itself, if it is one, but for the first) and the one before. Both are
+    inside, so that a NaN stays in its own view.
+    """
     b, c, *shape = batch.shape
-    index = torch.arange(b, dtype=torch.float32, device=batch.device).view(-1, 1, 1, 1).expand_as(sources[0]).clone()
+    index = torch.arange(b, dtype=torch.float32, device=batch.device).view(-1, 1, 1, 1)
     parts = []
-    for source, n in zip(sources, shape, strict=True):
-        half = (n - 1) / 2
-        position = source.clamp(-half, half).add_(half)
-        lower = position.floor().clamp_(max=max(n - 2, 0))
-        parts.append(position.sub_(lower))
-        index.mul_(n).add_(lower)
-    flat_index = index.long().view(-1)
+    for position, n in zip(positions, shape, strict=True):
+        above = position.ceil()
+        parts.append(torch.sub(above, position, out=position).view(-1))
+        index = above.add_(index, alpha=n)
     steps = [0 if n == 1 else math.prod(shape[axis + 1 :]) for axis, n in enumerate(shape)]
-    channels = [_blend(batch[:, i].reshape(-1), flat_index, steps, parts) for i in range(c)]
-    return torch.stack(channels, dim=1)
+    before = index.view(-1).int().sub_(sum(steps))
+    channels = [_blend(batch[:, i].reshape(-1), before, steps, parts).view_as(index) for i in range(c)]
+    return torch.stack(channels, dim=1) if c > 1 else channels[0][:, None]
 
 
 def _blend(
-    values: Float[Tensor, " n"], index: Tensor, steps: list[int], parts: list[Float[Tensor, "b x y z"]]
-) -> Float[Tensor, "b x y z"]:
-    """Linear interpolation along every axis between `index` and `index + step`, innermost axis first."""
+    values: Float[Tensor, " n"], before: Int32[Tensor, " m"], steps: list[int], parts: list[Float[Tensor, " m"]]
+) -> Float[Tensor, " m"]:
+    """Linear interpolation along every axis from `before + step` to `before`, innermost axis first."""
 
     def corner(offset: int, axis: int) -> Tensor:
         if axis == len(steps):
-            return values[offset:].index_select(0, index).view_as(parts[0])
-        low = corner(offset, axis + 1)
-        return low.lerp_(corner(offset + steps[axis], axis + 1), parts[axis])
+            return values[offset:].index_select(0, before)
+        above = corner(offset + steps[axis], axis + 1)
+        return above.lerp_(corner(offset, axis + 1), parts[axis])
 
     return corner(0, 0)

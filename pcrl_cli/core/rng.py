@@ -18,12 +18,15 @@ _M1, _M2 = 0x7FEB352D, 0x846CA68B - (1 << 32)  # lowbias32's multipliers, as sig
 
 
 def mix(x: Int32[Tensor, "*s"]) -> Int32[Tensor, "*s"]:
-    """lowbias32: a bijection of 32-bit words; every shift is made logical by a mask."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * _M1
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * _M2
-    return x ^ ((x >> 16) & 0xFFFF)
+    """lowbias32: a bijection of 32-bit words."""
+    x = _fold(x, 16).mul_(_M1)
+    x = _fold(x, 15).mul_(_M2)
+    return _fold(x, 16)
+
+
+def _fold(x: Int32[Tensor, "*s"], shift: int) -> Int32[Tensor, "*s"]:
+    """x ^ (x >> shift), the shift made logical by a mask; a new tensor, whose memory every step reuses."""
+    return (x >> shift).bitwise_and_((1 << (32 - shift)) - 1).bitwise_xor_(x)
 
 
 def _words(*parts: int | str) -> tuple[int, int]:
@@ -74,22 +77,25 @@ class Stream:
 
     def bits(self, n: int) -> Int32[Tensor, "b n"]:
         """n words of 32 random bits a sample; advances the count of draws by n."""
-        counter = torch.arange(self.count, self.count + n, dtype=torch.int32, device=self.device)
+        rows, columns = (torch.arange(0, *of, dtype=torch.int32, device=self.device) for of in ((n, 256), (256,)))
+        counter = (rows[:, None] + (columns + self.count)).flatten()[:n]  # on a CPU arange(n) takes longer than a hash
         self.count += n
-        return mix(mix(counter ^ self.keys[:, :1]) + self.keys[:, 1:])
+        return mix(mix(counter ^ self.keys[:, :1]).add_(self.keys[:, 1:]))
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "b *shape"]:
         """U[low, high), 24 random bits each; rounding may reach `high` itself where `low` is not 0."""
-        u = ((self.bits(math.prod(shape)) >> 8) & 0xFFFFFF).float() * 2.0**-24
-        return (low + (high - low) * u).reshape(len(self), *shape)
+        words = self.bits(math.prod(shape)).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+        return words.float().mul_((high - low) * 2.0**-24).add_(low).reshape(len(self), *shape)
 
     def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
         """N(0, 1) by Box and Muller; both halves of every pair are used."""
         n = math.prod(shape)
         half = (n + 1) // 2
-        radius = (-2.0 * torch.log1p(-self.uniform(half))).sqrt()
-        angle = self.uniform(half, high=2 * math.pi)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :n].reshape(len(self), *shape)
+        radius, angle = self.uniform(2, half).unbind(1)
+        radius.neg_().add_(1).log_().mul_(-2).sqrt_()  # 1 - u is exact, and faster than log1p
+        angle.mul_(2 * math.pi)
+        pairs = torch.cat([angle.cos().mul_(radius), angle.sin().mul_(radius)], dim=1)
+        return pairs[:, :n].reshape(len(self), *shape)
 
     def integers(self, high: int, *shape: int) -> Int[Tensor, "b *shape"]:
         """Uniform over 0 .. high - 1 (high far below 2^24)."""

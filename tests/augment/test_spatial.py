@@ -34,6 +34,11 @@ def by_torchio(batch: Tensor, params: Affine) -> Tensor:
     return torch.stack(views)
 
 
+def positions(matrix: Tensor, shift: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    """Where every voxel comes from, an axis each, counted from the first voxel's centre."""
+    return [line + plane for line, plane in zip(*spatial._sources(matrix, shift, torch.Size(shape)), strict=True)]
+
+
 def same_but_for_the_rim(ours: Tensor, theirs: Tensor) -> bool:
     """Within 1e-5 except where rounding decides which side of the border half a voxel out a source is on."""
     return ((ours - theirs).abs() > 1e-5).sum().item() <= max(2, 2e-5 * ours.numel())
@@ -58,9 +63,19 @@ def test_large_angles_and_scales_equal_torchio(make_views: Callable, make_stream
 def test_gather_equals_grid_sample(make_views: Callable, make_stream: Callable, shape: tuple[int, int, int]) -> None:
     batch = make_views(4, shape, c=2)
     matrix, shift = affine_map(draw_affine(make_stream("paths", 4), translation_voxel=(-2.0, 2.0)))
-    sources = spatial._sources(matrix, shift, batch.shape[2:])
-    gathered, sampled = spatial._by_gather(batch, sources), spatial._by_grid_sample(batch, sources)
+    at = [p.clamp(spatial.FIRST, n - 1) for p, n in zip(positions(matrix, shift, shape), shape, strict=True)]
+    sampled, gathered = spatial._by_grid_sample(batch, at), spatial._by_gather(batch, at)  # which uses `at` up
     assert (gathered - sampled).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("part", [1, 700, 5000, 2**20])
+def test_views_looked_up_in_parts_equal_views_looked_up_at_once(
+    make_views: Callable, make_stream: Callable, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    batch, params = make_views(5, (9, 14, 8), c=2), draw_affine(make_stream("parts", 5))
+    expected = affine(batch, params)
+    monkeypatch.setattr(spatial, "PART_VOXELS", part)
+    assert torch.equal(affine(batch, params), expected)
 
 
 def test_large_batches_take_grid_sample(
@@ -120,11 +135,10 @@ def test_a_nan_stays_in_its_view(make_views: Callable, make_stream: Callable) ->
 def test_wrong_conventions_would_be_seen(make_views: Callable, make_stream: Callable) -> None:
     batch, params = make_views(8, (32, 32, 16)), draw_affine(make_stream("wrong", 8))
     theirs, (matrix, shift) = by_torchio(batch, params), affine_map(params)
-    corners = [
-        s * (2 / (n - 1)) for s, n in zip(spatial._sources(matrix, shift, batch.shape[2:]), (32, 32, 16), strict=True)
-    ]
-    sources = spatial._sources(matrix, shift, batch.shape[2:])
-    halves = [s * (2 / n) for s, n in zip(sources, (32, 32, 16), strict=True)]
+    shape = (32, 32, 16)
+    centred = [p - (n - 1) / 2 for p, n in zip(positions(matrix, shift, shape), shape, strict=True)]
+    corners = [s * (2 / (n - 1)) for s, n in zip(centred, shape, strict=True)]
+    halves = [s * (2 / n) for s, n in zip(centred, shape, strict=True)]
     grid, mixed = torch.stack(corners[::-1], -1), torch.stack(halves[::-1], -1)
     wrong = {
         "align_corners on the half-pixel grid": F.grid_sample(batch, mixed, align_corners=True, padding_mode="border"),

@@ -178,11 +178,14 @@ def test_with_synchronised_batch_norm_the_losses_are_one_processs(all_ranks, ran
     one, many = rows(all_ranks[0] / name.format(1)), rows(all_ranks[0] / name.format(ranks))
     assert len(one) == len(many)
     for step, (a, b) in enumerate(zip(one, many, strict=True)):
-        for key in (k for k in a if k.startswith("loss/")):  # rounding grows from step to step
-            assert b[key] == pytest.approx(a[key], rel=1e-5 if step == 0 else 1e-4, abs=1e-6)
+        close = (
+            1e-5 if step == 0 else 1e-4
+        )  # rounding grows from step to step, and means of cosines near 0 have all of it
+        for key in (k for k in a if k.startswith("loss/")):
+            assert b[key] == pytest.approx(a[key], rel=close, abs=close)
     mine, theirs = state(all_ranks[0] / name.format(1)), state(all_ranks[0] / name.format(ranks))
     for key, value in mine.items():
-        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=3e-5)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(all_ranks):
