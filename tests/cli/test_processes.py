@@ -121,3 +121,18 @@ def test_a_signal_while_training_saves_and_the_same_command_goes_on(chain, tmp_p
     done = pretrain(chain.cache, out=out, workspace=Workspace(tmp_path), layers=layers)
     assert done.outcome["steps"] == 6
     assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == list(range(6))
+
+
+def test_an_interrupt_during_the_imports_is_an_exit_code_and_no_traceback() -> None:
+    script = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'pcrl_cli.cli.app':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from pcrl_cli.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
