@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command; interrupted while its modules are still being imported, it ends like any other that is."""
+    """Runs the command; interrupted while its modules are still being imported, it ends with 130 and says nothing."""
     try:
         from pcrl_cli.cli.app import main as command
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ ImageNet-normalised images of three channels, as in PCRLv2 and as downstream.
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from pcrl_cli.augment import images
@@ -22,10 +22,10 @@ ARRAYS: dict[int, tuple[str, ...]] = {2: ("image",), 3: ("globals",)}
 """What is read of a cache, by dimension."""
 
 
-def to_unit(values: Tensor, stored: Stored) -> Float[Tensor, "*shape"]:
+def to_unit(values: Num[Tensor, "*shape"], stored: Stored) -> Float[Tensor, "*shape"]:
     """Stored integers in [0, 1]."""
     scale, offset = stored.to_unit
-    return values.to(torch.float32, copy=True).mul_(scale).add_(offset)
+    return torch.mul(values, scale).add_(offset)
 
 
 def normalised(x01: Float[Tensor, "n c *space"], how: NetworkInput = "normalised") -> Float[Tensor, "n _ *space"]:

@@ -19,13 +19,13 @@ from torch import Tensor
 from pcrl_cli.core.rng import Stream
 
 GATHER_LIMIT = 2**24
-"""Voxels of a view up to which float32 holds their index exactly."""
+"""Voxels of views that are looked up together, up to which float32 holds their index exactly."""
 
 FIRST = 1e-30
 """The lowest position that is looked up: the voxel above it is the second one, and it has none of its weight."""
 
 PART_VOXELS = 2**16
-"""On a CPU about as many voxels are looked up at a time: their positions and corners stay in the core's cache."""
+"""On a CPU about as many voxels a thread are looked up at a time: positions and corners stay in the core's cache."""
 
 
 @dataclass(frozen=True)
@@ -98,27 +98,27 @@ def resample(
     """Trilinear values at matrix @ position + shift (centred coordinates), minimum of the channel outside.
 
     On a CPU the own gather is used: PyTorch's volumetric `grid_sample` is not vectorised there. Both give the same.
+    No gradient goes through.
     """
-    shape = batch.shape[2:]
-    lines, planes = _sources(matrix, shift, shape)
+    lines, planes = _sources(matrix, shift, batch.shape[2:])
     fill = batch.amin(dim=(2, 3, 4), keepdim=True)
     result = torch.empty_like(batch, memory_format=torch.contiguous_format)
-    by_gather = batch.device.type == "cpu" and batch[0, 0].numel() <= GATHER_LIMIT
     for rows, slab in _parts(batch):
+        views = batch[rows]
         sources = [line[rows, slab] + plane[rows] for line, plane in zip(lines, planes, strict=True)]
-        nearest = [source.clamp(FIRST, n - 1) for source, n in zip(sources, shape, strict=True)]
-        inside = _inside([source.sub_(near) for source, near in zip(sources, nearest, strict=True)])
-        values = (_by_gather if by_gather else _by_grid_sample)(batch[rows], nearest)
-        torch.lerp(fill[rows], values, inside[:, None], out=result[rows, :, slab])  # one of the two, without a branch
+        by_gather = batch.device.type == "cpu" and views[:, 0].numel() <= GATHER_LIMIT
+        values, inside = (_by_gather if by_gather else _by_grid_sample)(views, sources)
+        torch.where(inside[:, None], values, fill[rows], out=result[rows, :, slab])
     return result
 
 
 def _parts(batch: Float[Tensor, "b c x y z"]) -> Iterator[tuple[slice, slice]]:
-    """Views and slabs along x of the output: everything at once on an accelerator, what a core's cache holds on a CPU."""
-    b, x, voxels = len(batch), batch.shape[2], max(1, batch[:1, 0].numel())
+    """Views, and slabs along x of the output, that are looked up together: on an accelerator all."""
+    b, x, voxels = len(batch), batch.shape[2], max(1, math.prod(batch.shape[2:]))
     if batch.device.type != "cpu":
         return iter([(slice(0, b), slice(0, x))])
-    views, slab = max(1, PART_VOXELS // voxels), max(1, x * PART_VOXELS // voxels)
+    together = PART_VOXELS * torch.get_num_threads()
+    views, slab = max(1, together // voxels), max(1, x * together // voxels)
     return (
         (slice(first, first + views), slice(start, start + slab))
         for first in range(0, b, views)
@@ -139,29 +139,33 @@ def _sources(
     return lines, planes
 
 
-def _inside(beyond: list[Float[Tensor, "b slab y z"]]) -> Float[Tensor, "b slab y z"]:
-    """1 where the source is at most half a voxel beyond the nearest one of the view on every axis, else 0; in place."""
-    a, b, c = (distance.abs_() for distance in beyond)
-    return torch.maximum(torch.maximum(a, b, out=a), c, out=a).le_(0.5)
+def _within(distances: list[Float[Tensor, "b slab y z"]], most: float) -> Bool[Tensor, "b slab y z"]:
+    """Where no axis' distance, of either sign, is more than `most`; works in place."""
+    a, b, c = (distance.abs_() for distance in distances)
+    return torch.maximum(torch.maximum(a, b, out=a), c, out=a) <= most
 
 
 def _by_grid_sample(
-    batch: Float[Tensor, "b c x y z"], positions: list[Float[Tensor, "b slab y z"]]
-) -> Float[Tensor, "b c slab y z"]:
-    scaled = [(at - (n - 1) / 2) * (2 / n) for at, n in zip(positions, batch.shape[2:], strict=True)]
+    batch: Float[Tensor, "b c x y z"], sources: list[Float[Tensor, "b slab y z"]]
+) -> tuple[Float[Tensor, "b c slab y z"], Bool[Tensor, "b slab y z"]]:
+    """Values, and which of the sources are in the view or at most half a voxel beyond."""
+    scaled = [(at - (n - 1) / 2).mul_(2 / n) for at, n in zip(sources, batch.shape[2:], strict=True)]
     grid = torch.stack(scaled[::-1], dim=-1)  # b slab y z 3, fastest axis first
-    return F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    values = F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return values, _within(scaled, 1.0)
 
 
 def _by_gather(
-    batch: Float[Tensor, "b c x y z"], positions: list[Float[Tensor, "b slab y z"]]
-) -> Float[Tensor, "b c slab y z"]:
-    """Eight flat look-ups a voxel, blended along z, y, x; uses the positions up.
+    batch: Float[Tensor, "b c x y z"], sources: list[Float[Tensor, "b slab y z"]]
+) -> tuple[Float[Tensor, "b c slab y z"], Bool[Tensor, "b slab y z"]]:
+    """The same by eight flat look-ups a voxel, blended along z, y, x; uses the sources up.
 
     A position is between the voxel above it (itself, if it is one, but for the first) and the one before. Both are
     inside, so that a NaN stays in its own view.
     """
     b, c, *shape = batch.shape
+    positions = [source.clamp(FIRST, n - 1) for source, n in zip(sources, shape, strict=True)]
+    inside = _within([source.sub_(at) for source, at in zip(sources, positions, strict=True)], 0.5)
     index = torch.arange(b, dtype=torch.float32, device=batch.device).view(-1, 1, 1, 1)
     parts = []
     for position, n in zip(positions, shape, strict=True):
@@ -171,7 +175,7 @@ def _by_gather(
     steps = [0 if n == 1 else math.prod(shape[axis + 1 :]) for axis, n in enumerate(shape)]
     before = index.view(-1).int().sub_(sum(steps))
     channels = [_blend(batch[:, i].reshape(-1), before, steps, parts).view_as(index) for i in range(c)]
-    return torch.stack(channels, dim=1) if c > 1 else channels[0][:, None]
+    return torch.stack(channels, dim=1) if c > 1 else channels[0][:, None], inside
 
 
 def _blend(

@@ -77,10 +77,18 @@ class Stream:
 
     def bits(self, n: int) -> Int32[Tensor, "b n"]:
         """n words of 32 random bits a sample; advances the count of draws by n."""
-        rows, columns = (torch.arange(0, *of, dtype=torch.int32, device=self.device) for of in ((n, 256), (256,)))
-        counter = (rows[:, None] + (columns + self.count)).flatten()[:n]  # on a CPU arange(n) takes longer than a hash
+        counter = self._counter(n)
         self.count += n
         return mix(mix(counter ^ self.keys[:, :1]).add_(self.keys[:, 1:]))
+
+    def _counter(self, n: int) -> Int32[Tensor, " n"]:
+        """The numbers of the next n draws."""
+        if self.device.type != "cpu" or n <= 256:
+            return torch.arange(self.count, self.count + n, dtype=torch.int32, device=self.device)
+        rows = torch.arange(
+            self.count, self.count + n, 256, dtype=torch.int32
+        )  # a sum: arange(n) takes longer than a hash
+        return (rows[:, None] + torch.arange(256, dtype=torch.int32)).flatten()[:n]
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "b *shape"]:
         """U[low, high), 24 random bits each; rounding may reach `high` itself where `low` is not 0."""

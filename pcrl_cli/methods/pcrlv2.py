@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pcrl_cli.augment.chains import Ranges, global_views, local_views
 from pcrl_cli.augment.images import ImageRanges, draw_multi, draw_sub, views_of
 from pcrl_cli.augment.intensity import constant
+from pcrl_cli.augment.pairs import to_unit
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.contract import Architecture
 from pcrl_cli.core.errors import ConfigError
@@ -207,12 +208,12 @@ class PCRLv2(Learner):
 
     def _crop_views(self, batch: Batch, rng: Rng) -> Views:
         """Of cached crops of scans."""
-        globals_ = self._unit(batch["globals"])
+        globals_ = to_unit(batch["globals"], self.stored)
         b, n = globals_.shape[:2]
         x, g = self._augment(globals_.flatten(0, 1), rng.sample.fork("global").each(n), local=False)
         views: Views = {"x": x.unflatten(0, (b, n)), "g": g.unflatten(0, (b, n))}
         if self.config.crop != "none":
-            locals_ = self._unit(batch[f"locals_{self.config.crop}"])
+            locals_ = to_unit(batch[f"locals_{self.config.crop}"], self.stored)
             k = locals_.shape[1]
             _, l = self._augment(locals_.flatten(0, 1), rng.sample.fork("local").each(k), local=True)  # noqa: E741
             views["l"] = l.unflatten(0, (b, k))
@@ -220,7 +221,7 @@ class PCRLv2(Learner):
 
     def _image_views(self, batch: Batch, rng: Rng) -> Views:
         """Of whole images: the boxes are drawn here, anywhere in the image or (`sub`) in the hull of two that overlap."""
-        stored, ranges, sample = self._unit(batch["image"]), self.config.images, rng.sample.fork("image")
+        stored, ranges, sample = to_unit(batch["image"], self.stored), self.config.images, rng.sample.fork("image")
         draw_boxes = draw_sub if self.config.crop == "sub" else draw_multi
         global_boxes, local_boxes = draw_boxes(sample, (stored.shape[2], stored.shape[3]), ranges)
         x, g = views_of(stored, sample, global_boxes, ranges, "global")
@@ -239,10 +240,6 @@ class PCRLv2(Learner):
             l = local_views(x01, streams, self.config.augment)  # noqa: E741
             return l, l
         return global_views(x01, streams, self.config.augment)
-
-    def _unit(self, stored: Tensor) -> Tensor:
-        scale, offset = self.stored.to_unit
-        return stored.float() * scale + offset
 
     # ---- losses --------------------------------------------------------------------------------------------------
 

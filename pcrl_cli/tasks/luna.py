@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pcrl_cli.augment.cubes import rotated_crop
 from pcrl_cli.augment.intensity import z_normalise
+from pcrl_cli.augment.pairs import to_unit
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Stored, Views
@@ -59,8 +60,7 @@ class Luna(Classification):
 
     def _input(self, stored: Tensor) -> Tensor:
         """HU window -> [0, 1] -> z-normalised, as in pre-training."""
-        scale, offset = self.stored.to_unit
-        return z_normalise(stored.float() * scale + offset)
+        return z_normalise(to_unit(stored, self.stored))
 
 
 def epoch_order(labels: Shaped[np.ndarray, " n"], config: Config, seed: int, epoch: int) -> Int[np.ndarray, " m"]:

@@ -6,10 +6,14 @@ import torchio as tio
 from torch import Tensor
 
 from pcrl_cli.augment.chains import take
-from pcrl_cli.augment.corrupt import Swap, _exchanges, draw_swap, swap
+from pcrl_cli.augment.corrupt import Swap, _exchanges, draw_swap, swap_
 from pcrl_cli.core.errors import ConfigError
 
 SHAPE, PATCH = (20, 18, 12), (8, 4, 4)
+
+
+def swap(batch: Tensor, params: Swap) -> Tensor:
+    return swap_(batch.clone(), params)
 
 
 def one_by_one(view: Tensor, params: Swap) -> Tensor:

@@ -7,19 +7,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import psutil
 import pytest
 from chain import contents, prep_layers, pretrain_layers
 
+import pcrl_cli.__main__
 from pcrl_cli.engine.run import Run, read_metrics
 from pcrl_cli.phantoms import chest
 from pcrl_cli.stages.prep import prep
 from pcrl_cli.stages.pretrain import pretrain
 from pcrl_cli.stages.workspace import Workspace
 
-PCRL = [sys.executable, "-c", "from pcrl_cli.cli.app import main; main()"]
+PCRL = [sys.executable, "-m", "pcrl_cli"]
 PREP = ["--pairs", "4", "--negatives", "3", "--set", "pairs.global_shape=[32,32,16]", "--set", "pairs.n_locals=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
@@ -121,6 +123,11 @@ def test_a_signal_while_training_saves_and_the_same_command_goes_on(chain, tmp_p
     done = pretrain(chain.cache, out=out, workspace=Workspace(tmp_path), layers=layers)
     assert done.outcome["steps"] == 6
     assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == list(range(6))
+
+
+def test_the_installed_command_is_the_module() -> None:
+    (command,) = entry_points(group="console_scripts", name="pcrl")
+    assert command.load() is pcrl_cli.__main__.main
 
 
 def test_an_interrupt_during_the_imports_is_an_exit_code_and_no_traceback() -> None:

@@ -177,15 +177,18 @@ def test_ranks_see_the_single_processs_order_dealt_out(all_ranks, ranks):
 def test_with_synchronised_batch_norm_the_losses_are_one_processs(all_ranks, ranks, name):
     one, many = rows(all_ranks[0] / name.format(1)), rows(all_ranks[0] / name.format(ranks))
     assert len(one) == len(many)
+    cosines = (
+        "loss/compare",
+        "loss/local",
+        "loss/agree",
+    )  # means that cancel: near 0 they keep the rounding of their terms
     for step, (a, b) in enumerate(zip(one, many, strict=True)):
-        close = (
-            1e-5 if step == 0 else 1e-4
-        )  # rounding grows from step to step, and means of cosines near 0 have all of it
+        close = 1e-5 if step == 0 else 1e-4  # rounding grows from step to step
         for key in (k for k in a if k.startswith("loss/")):
-            assert b[key] == pytest.approx(a[key], rel=close, abs=close)
+            assert b[key] == pytest.approx(a[key], rel=close, abs=close if key in cosines else 1e-6)
     mine, theirs = state(all_ranks[0] / name.format(1)), state(all_ranks[0] / name.format(ranks))
     for key, value in mine.items():
-        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=3e-5)
+        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=3e-5)  # of steps that move weights by 1e-2
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(all_ranks):
