@@ -25,7 +25,7 @@ ARRAYS: dict[int, tuple[str, ...]] = {2: ("image",), 3: ("globals",)}
 def to_unit(values: Num[Tensor, "*shape"], stored: Stored) -> Float[Tensor, "*shape"]:
     """Stored integers in [0, 1]."""
     scale, offset = stored.to_unit
-    return torch.mul(values, scale).add_(offset)
+    return values.to(torch.float32, copy=True).mul_(scale).add_(offset)
 
 
 def normalised(x01: Float[Tensor, "n c *space"], how: NetworkInput = "normalised") -> Float[Tensor, "n _ *space"]:
