@@ -81,7 +81,7 @@ def released(folder: Path) -> Iterator[None]:
         yield
 
 
-def measure(repeats: int = 4) -> dict[str, float]:
+def measure(repeats: int = REPEATS) -> dict[str, float]:
     """Samples a CPU second of both ways, the ratios of `repeats` pairs, and of reading alone by three means."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -163,5 +163,5 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(measure(repeats=REPEATS))
+    print(measure())
     print(waits())

@@ -76,7 +76,10 @@ def blur_matrices(params: Blur, shape: torch.Size) -> list[Float[Tensor, "b _ _"
 
 
 def blur_by(batch: Float[Tensor, "b c x y z"], matrices: list[Float[Tensor, "b _ _"]]) -> Float[Tensor, "b c x y z"]:
-    """Outside autocast, so that it stays float32; a process that allows TF32 products gets TF32's rounding here too."""
+    """Each axis multiplied by its matrix of `blur_matrices`.
+
+    Outside autocast, so that it stays float32; a process that allows TF32 products gets TF32's rounding here too.
+    """
     b, c, x, y, z = batch.shape
     along_x, along_y, along_z = matrices
     with torch.autocast(batch.device.type, enabled=False):

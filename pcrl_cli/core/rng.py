@@ -85,9 +85,8 @@ class Stream:
         """The numbers of the next n draws."""
         if self.device.type != "cpu" or n <= 256:
             return torch.arange(self.count, self.count + n, dtype=torch.int32, device=self.device)
-        rows = torch.arange(
-            self.count, self.count + n, 256, dtype=torch.int32
-        )  # a sum: arange(n) takes longer than a hash
+        # A sum, since arange of n takes longer than a hash.
+        rows = torch.arange(self.count, self.count + n, 256, dtype=torch.int32)
         return (rows[:, None] + torch.arange(256, dtype=torch.int32)).flatten()[:n]
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "b *shape"]:

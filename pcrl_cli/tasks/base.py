@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pcrl_cli.augment.images import normalise
+from pcrl_cli.augment.pairs import to_unit
 from pcrl_cli.core.config import Settings
 from pcrl_cli.core.errors import ConfigError, blame_memory
 from pcrl_cli.core.learner import Batch, Progress, Stored, Task, Views
@@ -145,8 +146,7 @@ class Segmentation(Task):
 
     def unit(self, stored: Num[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """[0, 1] of a CT's window or of grey levels, or an MR sequence's z-scores; 0 beyond the image."""
-        scale, offset = self.stored.to_unit
-        return torch.mul(stored, scale).add_(offset)
+        return to_unit(stored, self.stored)
 
     def input(self, stored: Num[Tensor, "b c *s"]) -> Float[Tensor, "b n *s"]:
         """What the network sees."""

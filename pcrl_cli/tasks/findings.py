@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pcrl_cli.augment.cubes import rotated_crop
 from pcrl_cli.augment.images import ImageRanges, crop, draw_boxes, draw_crop, longest, normalise
 from pcrl_cli.augment.intensity import z_normalise
+from pcrl_cli.augment.pairs import to_unit
 from pcrl_cli.core.errors import ConfigError
 from pcrl_cli.core.learner import Batch, Progress, Stored, Views
 from pcrl_cli.core.rng import Rng, Stream
@@ -50,7 +51,7 @@ class Findings(Classification):
         self.stored, self.name, self.look = stored, name, look
 
     def views(self, batch: Batch, rng: Rng) -> Views:
-        seen = self.look.drawn(self._unit(batch["image"]), rng.sample.fork(self.name))
+        seen = self.look.drawn(to_unit(batch["image"], self.stored), rng.sample.fork(self.name))
         return {"x": self.look.normalised(seen), "label": batch["label"]}
 
     def centre(self, batch: Batch) -> Float[Tensor, "b c *side"]:
@@ -58,7 +59,7 @@ class Findings(Classification):
 
     def centre_unit(self, batch: Batch) -> Float[Tensor, "b 1 *side"]:
         """What is predicted from, before it is normalised, in [0, 1]."""
-        return self.look.centre(self._unit(batch["image"]))
+        return self.look.centre(to_unit(batch["image"], self.stored))
 
     def losses(self, views: Views, progress: Progress, player: str = "main") -> dict[str, Tensor]:
         """{"bce"}: mean binary cross-entropy over the known labels of all ranks; 0 where a batch has none."""
@@ -79,10 +80,6 @@ class Findings(Classification):
         if views["x"].dim() == 5:
             return super().pictures(views)
         return {"training views": views["x"][:, :1].transpose(2, 3)}
-
-    def _unit(self, stored: Tensor) -> Tensor:
-        scale, offset = self.stored.to_unit
-        return stored.float() * scale + offset
 
 
 class Plane:

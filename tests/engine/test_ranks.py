@@ -177,11 +177,8 @@ def test_ranks_see_the_single_processs_order_dealt_out(all_ranks, ranks):
 def test_with_synchronised_batch_norm_the_losses_are_one_processs(all_ranks, ranks, name):
     one, many = rows(all_ranks[0] / name.format(1)), rows(all_ranks[0] / name.format(ranks))
     assert len(one) == len(many)
-    cosines = (
-        "loss/compare",
-        "loss/local",
-        "loss/agree",
-    )  # means that cancel: near 0 they keep the rounding of their terms
+    # Means of terms that cancel: near 0 they keep the rounding of their terms.
+    cosines = ("loss/compare", "loss/local", "loss/agree")
     for step, (a, b) in enumerate(zip(one, many, strict=True)):
         close = 1e-5 if step == 0 else 1e-4  # rounding grows from step to step
         for key in (k for k in a if k.startswith("loss/")):
